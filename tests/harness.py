@@ -285,11 +285,12 @@ def name_of(sock):
     return "%s:%d" % sock.getsockname()
 
 
-def on_the_way(sock):
-    """Bytes that the server's kernel has still to send to this client (or has, and does not know
-    yet that they arrived): tx_queue of /proc/net/tcp."""
+def on_the_way(sock, to_server=False):
+    """Bytes that one side's kernel has still to send to the other (or has, and does not know yet
+    that they arrived): tx_queue of /proc/net/tcp."""
+    ends = [sock.getpeername(), sock.getsockname()]
     ends = "%08X:%04X %08X:%04X" % tuple(
-        part for address, port in (sock.getpeername(), sock.getsockname())
+        part for address, port in (reversed(ends) if to_server else ends)
         for part in (struct.unpack("=I", socket.inet_aton(address))[0], port))
     with open("/proc/net/tcp", encoding="ascii") as table:
         for line in table:

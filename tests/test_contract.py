@@ -102,6 +102,7 @@ def test_a_client_that_never_reads_delays_nobody(server):
 def test_a_client_that_sends_without_end_starves_nobody(server):
     """It reads its answers as fast as it can, in a process of its own, so there is always more."""
     greedy = server.connect()
+    greedy.setblocking(True)
     sender = subprocess.Popen(["cat", "/dev/zero"], stdout=greedy)
     reader = subprocess.Popen(["cat"], stdin=greedy, stdout=subprocess.DEVNULL)
     try:
@@ -113,10 +114,55 @@ def test_a_client_that_sends_without_end_starves_nobody(server):
         for process in (sender, reader):
             process.kill()
             process.wait()
-        greedy.close()
+        reset(greedy)
     if server.ours:
         server.wait_out(r"left", 21)
-        server.errors()  # it went with a reset
+        server.errors(1)
+
+
+# ---- Nothing spins
+
+@pytest.mark.parametrize("half_close", [False, True])
+def test_sleeps_while_a_client_does_not_read(server, half_close):
+    """What is held cannot be sent: there is nothing to do until the client makes room."""
+    deaf = server.connect()
+    server.fill(deaf)
+    if half_close:
+        deaf.shutdown(socket.SHUT_WR)
+    assert server.cpu_share() < 0.1
+
+
+def test_sleeps_when_all_have_gone(server):
+    for _ in range(3):
+        sock = server.connect()
+        sock.sendall(b"x")
+        reset(sock)
+        server.connect().close()
+    server.settle()
+    assert server.cpu_share() < 0.1
+    server.errors()  # a reset that comes before the server looks is an error, each time
+
+
+@ours
+@since(2)
+def test_three_system_calls_for_an_echo(start, strace, tmp_path, server_name):
+    """The wait, one read, one write (and edge-triggered one more read, which finds nothing)."""
+    reads = 2 if "edge" in server_name else 1
+    trace = tmp_path / "trace"
+    server = start(wrapper=["strace", "-D", "-q", "-o", str(trace)])
+    with server.connect() as sock:
+        assert server.echoes(sock, b"from here")
+        for _ in range(10):
+            server.settle()
+            assert server.echoes(sock)
+        assert server.echoes(sock, b"to there!")
+        server.settle()
+    text = trace.read_text()
+    calls = re.findall(r"^(\w+)\(", text[text.index("sendto"):text.rindex('"to there!"')], re.M)
+    found = {name: calls.count(name) for name in set(calls)}
+    assert found.pop("sendto") == 12  # the two that we cut at, and ten between
+    assert 11 <= found.pop("recvfrom") <= 11 * reads
+    assert found.keys() <= {"pselect6", "epoll_pwait"} and sum(found.values()) <= 11
 
 
 # ---- Memory
@@ -297,6 +343,23 @@ def test_a_thousand_come_and_go(server):
             assert server.echoes(sock, b"x")
     if server.ours:
         assert server.stop() == (1000, 1000, 0)
+
+
+@since(3)
+def test_three_thousand_clients(server):
+    hold_clients(server, 3000)
+
+
+def hold_clients(server, count):
+    """So many clients, connected at the same time, and all are answered."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if count + 100 > limit:
+        pytest.skip("this process may open %d descriptors, too few for %d clients" % (limit, count))
+    socks = [server.connect() for _ in range(count)]
+    for i, sock in enumerate(socks):
+        sock.sendall(b"%05d" % i)
+    for i, sock in enumerate(socks):
+        assert receive(sock, 5) == b"%05d" % i
 
 
 # ---- Out of descriptors
