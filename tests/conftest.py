@@ -160,23 +160,28 @@ def no_leak_check_under_strace(request, monkeypatch):
 @pytest.fixture
 def price_of_idle_clients():
     """price_of_idle_clients(server, 900): how many times the CPU for an echo with so many idle clients
-    is that without them, one echo after the other, so that each wake-up is for one alone."""
+    is that without them. One echo after the other, so that each wake-up is for one client alone, and
+    all on one core: moving between cores costs more than an echo."""
+    cores = os.sched_getaffinity(0)
 
-    def cpu_for_echoes(server, sock, count=1000):
+    def cpu_for_echoes(server, sock):
         server.settle()
         before = server.cpu()
-        for _ in range(count):
+        for _ in range(2000):
             assert server.echoes(sock, b"x")
         server.settle()
         return server.cpu() - before
 
     def price(server, idle):
+        for pid in (0, server.pid):
+            os.sched_setaffinity(pid, {min(cores)})
         active = server.connect()
-        alone = min(cpu_for_echoes(server, active) for _ in range(5))
+        alone = cpu_for_echoes(server, active)
         crowd = [server.connect() for _ in range(idle)]
         assert server.echoes(crowd[-1])
-        ratio = min(cpu_for_echoes(server, active) for _ in range(5)) / alone
+        ratio = cpu_for_echoes(server, active) / alone
         print("CPU with %d idle clients is %.2f times that without" % (idle, ratio))
         return ratio
 
-    return price
+    yield price
+    os.sched_setaffinity(0, cores)

@@ -1,5 +1,7 @@
 """Starts a server as a reader would, watches it from outside, and talks to it."""
 
+import errno
+import functools
 import os
 import re
 import select
@@ -297,6 +299,23 @@ def on_the_way(sock, to_server=False):
             if ends in line:
                 return int(line.split()[4].split(":")[0], 16)
     raise AssertionError("no such connection: " + ends)
+
+
+@functools.cache
+def musl():
+    """Whether the servers were built with musl: it words its errors in its own way, and does not
+    know the names of errno."""
+    return b"ld-musl" in (BUILD / "day01" / "server").read_bytes()
+
+
+def strerror(name):
+    """A pattern for the text of an errno."""
+    return "[^][]+" if musl() else re.escape(os.strerror(getattr(errno, name)))
+
+
+def failure(name):
+    """A pattern for the end of a line from die or complain: the text and the name of an errno."""
+    return ": " + strerror(name) + ("$" if musl() else r" \[%s\]$" % name)
 
 
 def free_port():

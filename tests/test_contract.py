@@ -14,8 +14,8 @@ import time
 import pytest
 
 from conftest import program
-from harness import (MIB, PATIENCE, SANITIZED, exchange, free_port, name_of, on_the_way, receive, receive_all,
-                     reset, wait_until)
+from harness import (MIB, PATIENCE, SANITIZED, exchange, failure, name_of, on_the_way, receive, receive_all,
+                     reset, strerror, wait_until)
 
 since = pytest.mark.since
 ours = pytest.mark.ours
@@ -230,8 +230,8 @@ def test_no_memory_for_one_buffer(server):
             assert server.echoes(good)
         assert server.echoes(good)
         if server.ours:
-            server.wait_err(r"malloc for " + name_of(deaf[-1]) + r": Cannot allocate memory")
-            server.wait_out(name_of(deaf[-1]) + " left .*Cannot allocate memory")
+            server.wait_err("^server: malloc for " + name_of(deaf[-1]) + failure("ENOMEM"))
+            server.wait_out(name_of(deaf[-1]) + r" left after \d+ bytes: " + strerror("ENOMEM") + "$")
             assert len(server.errors(1)) == 1
 
 
@@ -382,8 +382,9 @@ def test_out_of_descriptors(start):
         sock.close()
     if server.ours:
         server.wait_out(" left ", 40)
-        lines = server.errors()
-        assert 1 <= len(lines) <= 3 and "EMFILE" in lines[0] or "Too many open files" in lines[0]
+        lines = server.errors(1)
+        assert len(lines) == 1
+        assert re.match("server: accept: newcomers have to wait" + failure("EMFILE"), lines[0])
 
 
 def test_looks_again_each_second(server, server_name):
@@ -400,7 +401,7 @@ def test_looks_again_each_second(server, server_name):
     with server.connect() as sock:
         sock.sendall(b"hello")
         if server.ours:
-            server.wait_err("accept: newcomers have to wait: Too many open files")
+            server.wait_err("accept: newcomers have to wait" + failure("EMFILE"))
         assert server.cpu_share() < 0.1
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limit)
         assert receive(sock, 5) == b"hello"
@@ -600,7 +601,7 @@ def test_default_port_and_address(launch, day):
         assert server.out[0] == "listening on 127.0.0.1:8888"
     else:
         assert server.wait() == 1
-        assert "bind 127.0.0.1:8888: Address already in use" in server.errors()[0]
+        assert re.match("server: bind 127.0.0.1:8888" + failure("EADDRINUSE"), server.errors()[0])
 
 
 @ours
@@ -617,24 +618,18 @@ def fails_to_start(server, status):
     return server.errors()
 
 
-def errno_name(name):
-    """The name in brackets, or nothing where libc has no names."""
-    return r"( \[%s\])?$" % name
-
-
 @ours
 def test_port_in_use(server, launch, day):
     lines = fails_to_start(launch([program(day), str(server.port)]), 1)
     assert len(lines) == 1
-    assert re.match(r"server: bind 127\.0\.0\.1:%d: Address already in use" % server.port
-                    + errno_name("EADDRINUSE"), lines[0])
+    assert re.match("server: bind 127.0.0.1:%d" % server.port + failure("EADDRINUSE"), lines[0])
 
 
 @ours
 def test_address_of_another_machine(launch, day):
     lines = fails_to_start(launch([program(day), "0", "192.0.2.1"]), 1)
     assert len(lines) == 1
-    assert re.match(r"server: bind 192\.0\.2\.1:0: .*" + errno_name("EADDRNOTAVAIL"), lines[0])
+    assert re.match("server: bind 192.0.2.1:0" + failure("EADDRNOTAVAIL"), lines[0])
 
 
 @ours
@@ -649,7 +644,7 @@ def test_port_80_as_an_ordinary_user(launch, day):
     lines = fails_to_start(server, 1)
     os.close(fd)
     assert len(lines) == 1
-    assert re.match(r"server: bind 127\.0\.0\.1:80: Permission denied" + errno_name("EACCES"), lines[0])
+    assert re.match("server: bind 127.0.0.1:80" + failure("EACCES"), lines[0])
 
 
 @ours
@@ -690,11 +685,10 @@ def test_why_a_client_went(server):
         name = name_of(sock)
         assert server.echoes(sock, b"123")
         reset(sock)
-    server.wait_out("^" + name + " left after 3 bytes: Connection reset by peer$")
+    server.wait_out("^" + name + " left after 3 bytes: " + strerror("ECONNRESET") + "$")
     lines = server.errors(1)
     assert len(lines) == 1
-    assert re.match("server: recv " + name + ": Connection reset by peer" + errno_name("ECONNRESET"),
-                    lines[0])
+    assert re.match("server: recv " + name + failure("ECONNRESET"), lines[0])
 
 
 @ours
@@ -735,7 +729,7 @@ def test_accept_econnaborted(start, strace, day):
     with server.connect() as sock:
         assert server.echoes(sock)
     lines = server.errors(1)
-    assert len(lines) == 1 and lines[0].startswith("server: accept: Software caused connection abort")
+    assert len(lines) == 1 and re.match("server: accept" + failure("ECONNABORTED"), lines[0])
 
 
 @ours
@@ -746,7 +740,8 @@ def test_accept_fails_for_want_of_something(start, strace, day, error, times):
     with server.connect() as sock:
         assert server.echoes(sock)
     lines = server.errors(1)
-    assert len(lines) == 1 and lines[0].startswith("server: accept: newcomers have to wait: ")
+    assert len(lines) == 1
+    assert re.match("server: accept: newcomers have to wait" + failure(error), lines[0])
 
 
 @ours
@@ -778,7 +773,7 @@ def test_one_clients_call_fails(start, strace, call, error):
         assert server.echoes(sock)
     lines = server.errors(1)
     assert len(lines) == 1
-    assert re.match("server: %s %s: .*" % (call[:4], name) + errno_name(error), lines[0])
+    assert re.match("server: %s %s" % (call[:4], name) + failure(error), lines[0])
 
 
 @ours
@@ -804,4 +799,4 @@ def test_a_start_that_fails(launch, strace, day, call, error, message):
     server = launch([*strace("%s:error=%s" % (call, error)), program(day), "0"])
     lines = fails_to_start(server, 1)
     assert len(lines) == 1
-    assert re.match(re.escape("server: " + message + ": ") + ".*" + errno_name(error), lines[0])
+    assert re.match("server: " + message + failure(error), lines[0])

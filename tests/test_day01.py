@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from conftest import program
-from harness import (MIB, PATIENCE, exchange, free_port, name_of, receive, receive_all, wait_until)
+from harness import (MIB, PATIENCE, failure, free_port, name_of, receive, receive_all, wait_until)
 
 
 @pytest.fixture
@@ -110,8 +110,8 @@ def test_client_without_server(run_client):
     port = free_port()
     done = run_client(port)
     assert done.returncode == 1
-    assert re.fullmatch(r"client: connect 127\.0\.0\.1:%d: Connection refused( \[ECONNREFUSED\])?\n"
-                        % port, done.stderr.decode())
+    assert re.match("client: connect 127.0.0.1:%d" % port + failure("ECONNREFUSED"),
+                    done.stderr.decode())
 
 
 def test_client_says_when_bytes_are_lost(server):

@@ -1,10 +1,11 @@
 """Day 2: select, its two sets, and its two limits."""
 
+import re
 import resource
 
 import pytest
 
-from harness import name_of, receive
+from harness import failure, name_of, receive
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_more_clients_than_an_fd_set_has_room_for(start_day):
     server.settle()
     assert len([line for line in server.out if "connected" in line]) == room
     assert server.cpu_share() < 0.1
-    assert server.errors(1)[0].startswith("server: accept: newcomers have to wait: Too many open files")
+    assert re.match("server: accept: newcomers have to wait" + failure("EMFILE"), server.errors(1)[0])
     assert all(server.echoes(sock, b"again") for sock in socks[:room])
     for sock in socks[:room]:
         sock.close()
@@ -71,4 +72,4 @@ def test_more_clients_than_an_fd_set_has_room_for(start_day):
 # ---- The second limit: the price of a wake-up. Day 3 has the same test with the opposite result
 
 def test_a_wake_up_costs_as_much_as_the_highest_descriptor(start_day, price_of_idle_clients):
-    assert price_of_idle_clients(start_day("day02", "0"), 900) > 2
+    assert price_of_idle_clients(start_day("day02", "0"), 900) > 5
