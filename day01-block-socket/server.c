@@ -240,7 +240,7 @@ static bool send_all(struct connection *c, const char *bytes, size_t length)
 }
 
 /* Reads once and gives back what came: n bytes, never the whole buffer. TCP knows no messages: what
- * a client sent in one piece may come in three, and the other way round. 0 bytes mean that the client
+ * a client sent in one piece may come in three, and the other way round. 0 bytes mean that it
  * has closed its sending side. Returns whether it is worth to try again at once. */
 static bool echo(struct connection *c)
 {
