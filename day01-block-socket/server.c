@@ -49,6 +49,9 @@ static bool shortage; /* accept failed for want of descriptors or memory, and we
 
 static uint64_t clients, received, echoed; /* totals: connections, bytes, bytes */
 
+static char buffer[BUFFER_SIZE];
+static char name[sizeof("255.255.255.255:65535")]; /* what peer_name returns */
+
 /* ---- Options --------------------------------------------------------------------------------- */
 
 static void usage(void)
@@ -155,8 +158,6 @@ static void open_listener(void)
 /* Who this is, as 127.0.0.1:40123, until the next call. */
 static const char *peer_name(const struct connection *c)
 {
-    static char name[sizeof("255.255.255.255:65535")];
-
     snprintf(name, sizeof(name), "%s:%d", inet_ntoa(c->ip), ntohs(c->port));
     return name;
 }
@@ -244,7 +245,6 @@ static bool send_all(struct connection *c, const char *bytes, size_t length)
  * has closed its sending side. Returns whether it is worth to try again at once. */
 static bool echo(struct connection *c)
 {
-    static char buffer[BUFFER_SIZE];
     ssize_t n = recv(c->fd, buffer, sizeof(buffer), 0);
 
     if (n == -1 && errno == EINTR)

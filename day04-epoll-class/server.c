@@ -73,6 +73,9 @@ static time_t tried_at; /* and when that was */
 
 static uint64_t clients, received, echoed; /* totals: connections, bytes, bytes */
 
+static char buffer[BUFFER_SIZE]; /* one for all: a client that owes us nothing needs none */
+static char name[sizeof("255.255.255.255:65535")]; /* what peer_name returns */
+
 /* ---- Options --------------------------------------------------------------------------------- */
 
 static void usage(void)
@@ -223,8 +226,6 @@ static struct connection *connection_of(int fd)
 /* Who this is, as 127.0.0.1:40123, until the next call. */
 static const char *peer_name(const struct connection *c)
 {
-    static char name[sizeof("255.255.255.255:65535")];
-
     snprintf(name, sizeof(name), "%s:%d", inet_ntoa(c->ip), ntohs(c->port));
     return name;
 }
@@ -365,7 +366,6 @@ static void send_rest(struct connection *c)
  * Returns whether it is worth to try again at once. */
 static bool echo(struct connection *c)
 {
-    static char buffer[BUFFER_SIZE]; /* one for all: a client that owes us nothing needs none */
     ssize_t n;
 
     do
