@@ -101,8 +101,10 @@ static uint64_t switches_of(const struct row *r)
 void scoreboard_bury(pid_t pid)
 {
     for (int i = 0; i < count; i++)
-        if (rows[i].pid == pid && rows[i].tid != 0)
+        if (rows[i].pid == pid && rows[i].tid != 0) {
+            rows[i].asleep++; /* its last switch, into death, was none to sleep */
             keep_switches(&rows[i], switches_of(&rows[i]));
+        }
 }
 
 static uint64_t woken(const struct row *r)
