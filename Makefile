@@ -12,7 +12,7 @@ SANFLAG := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omi
 endif
 BUILD   ?= build
 
-DAYS    := day01 day02 day03 day04 day05
+DAYS    := day01 day02 day03 day04
 folder   = $(wildcard $(1)-*)
 compile  = $(CC) -std=gnu11 -pthread $(WARNING) $(CFLAGS) $(SANFLAG) -o $@ $(filter %.c,$^) $(LDFLAGS)
 
