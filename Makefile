@@ -1,4 +1,4 @@
-# One echo server, five times. "make help" says what can be done.
+# One echo server, written five times. `make help` says what there is.
 
 CC      ?= cc
 CFLAGS  ?= -O2 -g
@@ -7,38 +7,81 @@ PORT    ?= 8888
 
 # make SAN=1 …: with AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of its own.
 ifdef SAN
-BUILD   ?= build-san
-SANFLAG := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+BUILD    ?= build-san
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+export SAN
 endif
 BUILD   ?= build
+export BUILD
 
-DAYS    := day01 day02 day03 day04
-folder   = $(wildcard $(1)-*)
-compile  = $(CC) -std=gnu11 -pthread $(WARNING) $(CFLAGS) $(SANFLAG) -o $@ $(filter %.c,$^) $(LDFLAGS)
+DAYS   := day01 day02 day03 day04
+folder  = $(wildcard $(1)-*)
 
-.PHONY: all help clean client test lint check $(DAYS) $(DAYS:%=run-%) $(DAYS:%=test-%)
+all: programs ## all: build everything
+	@echo "everything is in $(BUILD)/; make help says what you can do with it"
 
-all: $(DAYS) client ## build everything (what a bare "make" does)
+# ---- Programs. A server is made of all .c files of its folder, but for those that stand alone.
 
-# ---- Programs: a server is made of all .c files of its folder, but for those with a main of their own
+ALONE := %/client.c %/bzero_pitfall.c
 
-alone := %/client.c %/bzero_pitfall.c
-
-define program # $(1): day, $(2): program, $(3): its sources in the folder of the day
-$(BUILD)/$(1)/$(2): $(3) common/die.c $(wildcard $(call folder,$(1))/*.h) common/die.h
+# $(1): where to, $(2): the sources beside common/die.c
+define program
+programs: $(BUILD)/$(1)
+$(BUILD)/$(1): $(2) common/die.c $(wildcard $(dir $(firstword $(2)))*.h) common/die.h
 	@mkdir -p $$(@D)
-	$$(compile)
+	$$(CC) -std=gnu11 -pthread $(WARNING) $$(CFLAGS) $(SANITIZE) -o $$@ $$(filter %.c,$$^) $$(LDFLAGS)
 endef
 
-sources = $(filter-out $(alone),$(wildcard $(call folder,$(1))/*.c))
-$(foreach day,$(DAYS),$(eval $(call program,$(day),server,$(call sources,$(day)))))
-$(eval $(call program,day01,client,day01-block-socket/client.c))
+$(foreach day,$(DAYS),$(eval \
+    $(call program,$(day)/server,$(filter-out $(ALONE),$(wildcard $(call folder,$(day))/*.c)))))
+$(eval $(call program,day01/client,day01-block-socket/client.c))
+$(eval $(call program,day04/bzero_pitfall,day04-epoll-class/bzero_pitfall.c))
 
+# ---- What a reader types
 
-$(DAYS): %: $(BUILD)/%/server ## build a day and say how to run it: make day03
-	@echo "$@ is built: make run-$@ runs it, make test-$@ tests it, make diff-$@ shows what is new"
+$(DAYS): %: $(BUILD)/%/server ## dayNN: build a day, as in make day03
+	@echo "$@ is built. To run it: make run-$@. To test it: make test-$@. What is new: make diff-$@"
 
-client: $(BUILD)/day01/client ## build the client: build/day01/client [PORT [ADDRESS]]
+day04: $(BUILD)/day04/bzero_pitfall
 
-$(DAYS:%=run-%): run-%: $(BUILD)/%/server ## run a day in the foreground: make run-day03 [PORT=8888] [ARGS=-v]
+$(DAYS:%=run-%): run-%: $(BUILD)/%/server ## run-dayNN [PORT=8888] [ARGS=-v]: run a day in the foreground
 	@$< $(ARGS) $(PORT)
+
+client: $(BUILD)/day01/client ## client: build the client, the same for all days
+	@echo "the client is built. To talk to a server: echo hi | $< [PORT [ADDRESS]]"
+
+# diff exits with 1 when the files differ, which is the point, and with 2 when it failed.
+$(DAYS:%=diff-%): diff-%: ## diff-dayNN: what is new in a day
+	@day=$(call folder,$*); before=$$(ls -d day0*-* | grep -B1 -x $$day | head -n 1); \
+	[ $$before != $$day ] || echo "$$day is the first day: nothing was there before it"; \
+	for file in server.c $$(cd $$day && ls | grep '\.[ch]$$' | grep -vxE '(server|client|bzero_pitfall)\.c'); do \
+	    diff -uN --color=auto $$before/$$file $$day/$$file || [ $$? = 1 ] || exit 2; done
+
+test: programs ## test: run all tests
+	@tests/run -q tests
+
+$(DAYS:%=test-%): test-%: programs ## test-dayNN: run the tests of a day
+	@tests/run -q tests -k $*
+
+check: ## check SERVER='./mine {port}' [TEST=bytes]: hold a server of yours to the contract
+	@[ -n "$(SERVER)" ] || { echo "check: which one? make check SERVER='./mine {port}'"; exit 2; }
+	@tests/run -q tests/test_contract.py --server '$(SERVER)' $(if $(TEST),-k '$(TEST)')
+
+SOURCES := $(wildcard common/*.[ch] day0*/*.[ch])
+
+lint: ## lint: check the form of the code and look for mistakes
+	@for tool in clang-format cppcheck; do \
+	    command -v $$tool >/dev/null || { echo "lint: $$tool is not installed"; exit 1; }; done
+	clang-format --dry-run -Werror $(SOURCES)
+	cppcheck -q --error-exitcode=1 --std=c11 --enable=warning,style,performance,portability \
+	    --inline-suppr $(filter %.c,$(SOURCES))
+
+clean: ## clean: remove what was built
+	rm -rf build build-*
+
+help: ## help: show this
+	@sed -n 's/^[^#]*:.* ## \([^:]*\): /\1:/p' Makefile | \
+	    awk -F : '{ printf "  make %s\n        %s\n", $$1, $$2 }'
+	@echo "  with SAN=1 any of these uses AddressSanitizer, with CC=clang another compiler"
+
+.PHONY: all programs client test check lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))

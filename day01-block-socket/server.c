@@ -199,7 +199,7 @@ static void accept_failed(void)
 
 static bool accept_client(struct connection *c)
 {
-    struct sockaddr_in peer;
+    struct sockaddr_in peer = {0};
     socklen_t length = sizeof(peer);
 
     current = accept(listener, (struct sockaddr *)&peer, &length);
@@ -268,7 +268,7 @@ static void serve(void)
         if (!accept_client(&c))
             continue;
         while (!stop && echo(&c))
-            continue;
+            ; /* all is done in echo */
         if (current != -1)
             drop(&c, "server stopped");
     }

@@ -285,7 +285,7 @@ static bool accept_failed(void)
 
 static void accept_clients(void)
 {
-    struct sockaddr_in peer;
+    struct sockaddr_in peer = {0};
     bool more = true;
 
     while (more) {

@@ -1,0 +1,157 @@
+"""Builds the servers, and gives each test a way to start one and be sure of its end."""
+
+import os
+import resource
+import shutil
+import subprocess
+
+import pytest
+
+from harness import BUILD, ROOT, SANITIZED, Server, free_port, split_command
+
+# What the contract is held to: a name, the program, its options.
+SERVERS = {
+    "day01": ("day01", []),
+    "day02": ("day02", []),
+    "day03": ("day03", []),
+    "day03-edge": ("day03", ["-e"]),
+    "day04": ("day04", []),
+    "day04-edge": ("day04", ["-e"]),
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--server", help="hold this command to the contract; {port} is the port")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "since(day): the contract promises this from that day on")
+    config.addinivalue_line("markers", "ours: asks for messages or options that only our servers have")
+    # A test holds thousands of connections; the usual limit of 1024 is not enough.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def pytest_sessionstart(session):
+    if not session.config.option.server:
+        subprocess.run(["make", "-s", "-C", ROOT, "programs"], check=True)
+
+
+def pytest_generate_tests(metafunc):
+    """A test that asks for server_name runs once for each server that promises what it tests."""
+    if "server_name" not in metafunc.fixturenames:
+        return
+    if metafunc.config.option.server:
+        names = ["yours"]
+    else:
+        since = metafunc.definition.get_closest_marker("since")
+        first = since.args[0] if since else 1
+        names = [name for name in SERVERS if int(name[3:5]) >= first]
+    metafunc.parametrize("server_name", names)
+
+
+def pytest_collection_modifyitems(config, items):
+    """make check: only what any server can be held to."""
+    if config.option.server:
+        kept = [item for item in items
+                if "server_name" in item.fixturenames and not item.get_closest_marker("ours")]
+        config.hook.pytest_deselected([item for item in items if item not in kept])
+        items[:] = kept
+
+
+@pytest.fixture
+def launch():
+    """launch(command, …): a Server that is gone after the test, whatever happens."""
+    servers = []
+
+    def start(command, **options):
+        servers.append(Server(command, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        ended = server.process.poll() is not None
+        try:
+            if not ended and server.ours:
+                server.stop()
+        finally:
+            server.kill()
+        text = "\n".join(server.err)
+        assert "Sanitizer" not in text and "runtime error" not in text, text
+        assert not server.err or not server.ours, "stderr, which no test expected:\n" + text
+
+
+def program(day, name="server"):
+    return str(BUILD / day / name)
+
+
+@pytest.fixture
+def start_day(launch):
+    """start_day("day03", "-v", …): a day's server on a free port, ready for clients.
+    wrapper: a command that runs it; limits: {resource.RLIMIT_…: value}."""
+
+    def start(day, *arguments, wrapper=(), limits=None, **options):
+        def prepare():
+            for which, value in (limits or {}).items():
+                resource.setrlimit(which, (value, value))
+
+        command = [*wrapper, program(day), *arguments]
+        return launch(command, prepare=prepare, **options).listening()
+
+    return start
+
+
+@pytest.fixture
+def start(server_name, request, start_day, launch):
+    """start(…): the server under test, whichever it is."""
+    text = request.config.option.server
+
+    def start_ours(*arguments, port=0, **options):
+        day, extra = SERVERS[server_name]
+        return start_day(day, *extra, *arguments, str(port), **options)
+
+    def start_yours(port=None, limits=None):
+        def prepare():
+            for which, value in (limits or {}).items():
+                resource.setrlimit(which, (value, value))
+
+        port = port or free_port()
+        return launch(split_command(text, port), port=port, prepare=prepare).listening()
+
+    return start_yours if text else start_ours
+
+
+@pytest.fixture
+def server(start):
+    return start()
+
+
+@pytest.fixture
+def day(server_name):
+    """The program behind server_name: day03 for day03-edge."""
+    return SERVERS[server_name][0]
+
+
+@pytest.fixture(scope="session")
+def strace():
+    """strace("accept4:error=ECONNABORTED:when=1"): a wrapper that makes system calls fail. It detaches
+    itself (-D), so that the process that we started is still the server."""
+    works = shutil.which("strace") and subprocess.run(
+        ["strace", "-o", os.devnull, "true"], capture_output=True, check=False).returncode == 0
+    if not works:
+        pytest.skip("strace is missing or may not trace: no system call can be made to fail")
+
+    def wrapper(*faults):
+        calls = ",".join(fault.split(":")[0] for fault in faults)
+        inject = [part for fault in faults for part in ("-e", "inject=" + fault)]
+        return ["strace", "-D", "-q", "-o", os.devnull, "-e", "trace=" + calls,
+                "-e", "signal=none", *inject]
+
+    return wrapper
+
+
+@pytest.fixture(autouse=True)
+def no_leak_check_under_strace(request, monkeypatch):
+    """LeakSanitizer and strace both want to be the one who traces."""
+    if SANITIZED and "strace" in request.fixturenames:
+        monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")

@@ -1,0 +1,308 @@
+"""Starts a server as a reader would, watches it from outside, and talks to it."""
+
+import os
+import re
+import select
+import shlex
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SANITIZED = "SAN" in os.environ
+BUILD = ROOT / os.environ.get("BUILD", "build-san" if SANITIZED else "build")
+
+PATIENCE = 30  # seconds until something that must happen counts as not happening
+STOP_WITHIN = 10 if SANITIZED else 1  # seconds; a sanitizer looks for leaks before it exits
+
+MIB = 1 << 20
+
+
+class Server:
+    """A running server. Lines are collected while it runs; what it wrote to stderr has to be
+    taken by the test (errors), or else stop() says that it was not expected."""
+
+    def __init__(self, command, port=None, env=None, prepare=None, **popen):
+        self.ours = port is None
+        self.command = command
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, bufsize=1, env={**os.environ, **(env or {})}, preexec_fn=prepare, **popen)
+        self.pid = self.process.pid
+        self.out, self.err = [], []
+        self._news = threading.Condition()
+        self._readers = [threading.Thread(target=self._collect, args=pair, daemon=True)
+                         for pair in ((self.process.stdout, self.out), (self.process.stderr, self.err))]
+        for reader in self._readers:
+            reader.start()
+        self.address = "127.0.0.1"
+        self.port = port
+        self._clients = []  # kept, so that none is closed by the way before the server ends
+
+    def _collect(self, stream, lines):
+        for line in stream:
+            with self._news:
+                lines.append(line.rstrip("\n"))
+                self._news.notify_all()
+
+    def listening(self):
+        """Waits until the server accepts, and learns its port."""
+        if self.ours:
+            line = self.wait_out(r"listening on ([\d.]+):(\d+)$")
+            self.address, self.port = line[1], int(line[2])
+        else:
+            wait_until(self._answers, "a server on port %d" % self.port)
+        return self
+
+    def _answers(self):
+        assert self.process.poll() is None, "the server ended: " + "\n".join(self.err)
+        with socket.socket() as probe:
+            return probe.connect_ex((self.address, self.port)) == 0
+
+    # ---- What it says
+
+    def _wait(self, lines, pattern, count):
+        end = time.monotonic() + PATIENCE
+        with self._news:
+            while True:
+                found = [m for m in (re.search(pattern, line) for line in lines) if m]
+                if len(found) >= count:
+                    return found[count - 1]
+                ended = not any(reader.is_alive() for reader in self._readers)
+                assert not ended and time.monotonic() < end, (
+                    "no line %r (%d times); out: %s; err: %s"
+                    % (pattern, count, self.out[-20:], self.err[-20:]))
+                self._news.wait(0.05)
+
+    def wait_out(self, pattern, count=1):
+        """Waits for the count-th line on stdout that matches; returns the match."""
+        return self._wait(self.out, pattern, count)
+
+    def wait_err(self, pattern, count=1):
+        return self._wait(self.err, pattern, count)
+
+    def errors(self, at_least=0):
+        """Takes the lines of stderr, which the caller expected. Waits until there are so many."""
+        if at_least:
+            self.wait_err("", at_least)
+        with self._news:
+            lines = list(self.err)
+            self.err.clear()
+        return lines
+
+    # ---- What the kernel says of it, and of its children if it has any
+
+    def processes(self):
+        found, queue = [], [self.pid]
+        while queue:
+            pid = queue.pop()
+            try:
+                for task in os.listdir("/proc/%d/task" % pid):
+                    children = Path("/proc/%d/task/%s/children" % (pid, task)).read_text()
+                    queue += map(int, children.split())
+                found.append(pid)
+            except OSError:
+                pass
+        return found
+
+    def _tasks(self):
+        for pid in self.processes():
+            try:
+                for task in os.listdir("/proc/%d/task" % pid):
+                    yield Path("/proc/%d/task/%s" % (pid, task))
+            except OSError:
+                pass
+
+    def cpu(self):
+        """Seconds of CPU that it has used."""
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in self._tasks()) / 1e9
+
+    def cpu_share(self, seconds=0.4):
+        """CPU that it uses while we do nothing, 1.0 for one core."""
+        before, start = self.cpu(), time.monotonic()
+        time.sleep(seconds)
+        return (self.cpu() - before) / (time.monotonic() - start)
+
+    def memory(self):
+        """Bytes of memory of its own (no file, nothing shared)."""
+        total = 0
+        for pid in self.processes():
+            status = Path("/proc/%d/status" % pid).read_text()
+            total += int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024
+        return total
+
+    def switches(self):
+        """How often it went to sleep, and whether it sleeps now."""
+        count, asleep = 0, True
+        for task in self._tasks():
+            status = (task / "status").read_text()
+            asleep = asleep and re.search(r"State:\s+S", status) is not None
+            count += int(re.search(r"\nvoluntary_ctxt_switches:\s+(\d+)", status)[1])
+        return count, asleep
+
+    def settle(self):
+        """Waits until it has done all there is to do: asleep, and not once awake in three looks."""
+        calm, last = 0, None
+
+        def calm_now():
+            nonlocal calm, last
+            now = self.switches()
+            calm = calm + 1 if now[1] and now == last else 0
+            last = now
+            return calm >= 3
+
+        wait_until(calm_now, "the server to settle")
+
+    # ---- Its end
+
+    def wait(self):
+        """Waits for its end; returns the exit status."""
+        status = self.process.wait(PATIENCE)
+        for reader in self._readers:
+            reader.join(PATIENCE)
+        return status
+
+    def stop(self, sig=signal.SIGTERM):
+        """Asks it to end and checks that it does so as promised. Returns the line of totals:
+        (clients, bytes echoed, bytes undelivered)."""
+        start = time.monotonic()
+        self.process.send_signal(sig)
+        status = self.wait()
+        took = time.monotonic() - start
+        report = "\n".join(self.err)
+        assert status == 0, "exit status %d\n%s" % (status, report)
+        assert took < STOP_WITHIN, "stopping took %.1f s" % took
+        assert not self.err, "stderr, which no test expected:\n" + report
+        return self.totals()
+
+    def totals(self):
+        if not self.ours:
+            return None
+        line = self.wait_out(r"^served (\d+) clients: (\d+) bytes echoed, (\d+) undelivered$")
+        return tuple(map(int, line.groups()))
+
+    def kill(self):
+        if self.process.poll() is None:
+            for pid in self.processes():
+                os.kill(pid, signal.SIGKILL)
+        self.wait()
+        for sock in self._clients:
+            sock.close()
+
+    # ---- Clients
+
+    def connect(self, receive_buffer=None):
+        """A connected socket whose calls give up after PATIENCE. receive_buffer: bytes."""
+        sock = socket.socket()
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.settimeout(PATIENCE)
+        sock.connect((self.address, self.port))
+        self._clients.append(sock)
+        return sock
+
+    def echoes(self, sock, data=b"hello\n"):
+        """Says something and waits for it to come back."""
+        sock.sendall(data)
+        return receive(sock, len(data)) == data
+
+    def fill(self, sock):
+        """Sends until nobody takes any more, and never reads. Returns what was sent."""
+        sent = bytearray()
+        sock.setblocking(False)
+        piece = os.urandom(1 << 16)
+        stuck = 0
+        while stuck < 2:
+            try:
+                n = sock.send(piece)
+                sent += piece[:n]
+                stuck = 0
+                assert len(sent) < 64 * MIB, "the server takes all that a client does not read back"
+            except BlockingIOError:
+                self.settle()
+                stuck += 1
+        sock.settimeout(PATIENCE)
+        return bytes(sent)
+
+
+def wait_until(condition, what):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "waited in vain for " + what
+        time.sleep(0.002)
+
+
+def receive(sock, length):
+    """Exactly so many bytes, fewer if the connection ends before."""
+    data = bytearray()
+    while len(data) < length:
+        piece = sock.recv(min(length - len(data), 1 << 18))
+        if not piece:
+            break
+        data += piece
+    return bytes(data)
+
+
+def receive_all(sock):
+    """All bytes until end of file."""
+    return receive(sock, 1 << 40)
+
+
+def exchange(sock, data, piece=1 << 18):
+    """Sends data and closes that direction, reading all the while. Returns what came back."""
+    back, view, poll = bytearray(), memoryview(data), select.poll()
+    sock.setblocking(False)
+    poll.register(sock, select.POLLIN | select.POLLOUT)
+    if not data:
+        sock.shutdown(socket.SHUT_WR)
+    while True:
+        events = poll.poll(PATIENCE * 1000)
+        assert events, "nothing came for %d s; %d of %d bytes are back" % (PATIENCE, len(back), len(data))
+        if events[0][1] & select.POLLOUT and view:
+            view = view[sock.send(view[:piece]):]
+            if not view:
+                sock.shutdown(socket.SHUT_WR)
+                poll.modify(sock, select.POLLIN)
+        if events[0][1] & (select.POLLIN | select.POLLHUP | select.POLLERR):
+            got = sock.recv(1 << 18)
+            if not got:
+                return bytes(back)
+            back += got
+
+
+def reset(sock):
+    """Closes with RST instead of FIN."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def name_of(sock):
+    """A client as the server calls it."""
+    return "%s:%d" % sock.getsockname()
+
+
+def on_the_way(sock):
+    """Bytes that the server's kernel has still to send to this client (or has, and does not know
+    yet that they arrived): tx_queue of /proc/net/tcp."""
+    ends = "%08X:%04X %08X:%04X" % tuple(
+        part for address, port in (sock.getpeername(), sock.getsockname())
+        for part in (struct.unpack("=I", socket.inet_aton(address))[0], port))
+    with open("/proc/net/tcp", encoding="ascii") as table:
+        for line in table:
+            if ends in line:
+                return int(line.split()[4].split(":")[0], 16)
+    raise AssertionError("no such connection: " + ends)
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def split_command(text, port):
+    return shlex.split(text.replace("{port}", str(port)))
