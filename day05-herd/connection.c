@@ -120,7 +120,7 @@ static bool accept_failed(void)
 
 void accept_clients(void)
 {
-    struct sockaddr_in peer;
+    struct sockaddr_in peer = {0};
     bool more = true;
 
     while (more) {

@@ -66,7 +66,7 @@ static void accept_failed(void)
 
 static bool accept_client(struct connection *c)
 {
-    struct sockaddr_in peer;
+    struct sockaddr_in peer = {0};
     socklen_t length = sizeof(peer);
     int fd = accept(listener, (struct sockaddr *)&peer, &length);
 

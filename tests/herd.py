@@ -22,7 +22,7 @@ import tempfile
 import time
 
 TOP = pathlib.Path(__file__).resolve().parent.parent
-PROGRAM = TOP / "build" / "day05" / "server"
+PROGRAM = TOP / os.environ.get("BUILD", "build") / "day05" / "server"
 PR_SET_PDEATHSIG = 1
 
 
@@ -129,17 +129,19 @@ class Server:
                         switches += int(line.split()[1])
         return asleep, switches
 
-    def settle(self):
+    def settle(self, napping=False):
         """Waits until all workers sleep and the sum of their switches has not moved over three
-        looks 2 ms apart (and for longer than a nap of -d takes). Returns that sum."""
-        quiet = self.delay / 1000 * 1.4
+        looks 2 ms apart. Returns that sum. napping: one of them may be in the nap of -d, which looks
+        like sleep; so wait until it is over, and look for longer."""
+        nap = self.delay / 1000 if napping else 0
+        time.sleep(nap * 1.1)
         deadline = time.monotonic() + 20
         looks, since, before = 0, 0, None
         while time.monotonic() < deadline:
             asleep, switches = self.look()
             if asleep and switches == before:
                 looks += 1
-                if looks >= 3 and time.monotonic() - since >= quiet:
+                if looks >= 3 and time.monotonic() - since >= nap / 2:
                     return switches
             else:
                 looks, since = (1 if asleep else 0), time.monotonic()
@@ -147,13 +149,19 @@ class Server:
             time.sleep(0.002)
         raise TimeoutError(f"{self.mode}: the workers do not come to rest")
 
+    def apart(self):
+        """Wake-ups that no newcomer caused, so far: the end of each nap, and of each time-out."""
+        total = self.scoreboard()["sum"]
+        naps = total["returned"] if self.delay and self.mode != "accept" else 0
+        return int(naps + total["timed-out"])
+
 
 def count_connections(server, connections, tick):
     woken = 0
     for _ in range(connections):
-        before = server.settle()
+        before = server.settle() - server.apart()
         with socket.create_connection(("127.0.0.1", server.port), 10):
-            woken += server.settle() - before
+            woken += server.settle(napping=server.mode != "accept") - server.apart() - before
         tick()
     return woken
 
@@ -212,13 +220,14 @@ def print_table(results, workers, delay):
     print(f"{'mode':<15}{'connections':>11}{'returned':>9}{'nothing':>8}{'woken':>7}{'each':>6}"
           f"  {'woken for each connection':<26}got")
     for r in results:
-        bar = "#" * max(1, round(r["each"] / workers * 25))
+        bar = "#" * min(25, max(1, round(r["each"] / workers * 25)))
         print(f"{r['mode']:<15}{r['connections']:>11}{r['returned']:>9}{r['nothing']:>8}"
               f"{r['woken']:>7}{r['each']:>6.1f}  {bar:<26}{describe(r['got'])}")
     print("""
 returned  accept, poll or epoll_wait came back and named the listener (pools: pthread_cond_wait)
 nothing   ... and another worker had been faster
-woken     by the kernel; the others looked, found nothing and slept on, inside the call
+woken     by the kernel; who did not return looked, found nothing and slept on, inside the call
+          (without the ends of naps and time-outs, which are wake-ups of another kind)
 got       who got how many connections; in the pools a connection is a job""")
 
 
@@ -241,11 +250,11 @@ def progress(mode, connections):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=10)
-    parser.add_argument("--connections", type=int, help="100, or 20 with a delay")
+    parser.add_argument("--connections", type=int, help="100, or at most 20 with a delay")
     parser.add_argument("--delay", type=int, default=0, help="ms between being woken and accepting")
     parser.add_argument("--mode", default="all", help="one, or several with commas between")
     options = parser.parse_args()
-    connections = options.connections or (20 if options.delay else 100)
+    connections = options.connections or (min(20, 2000 // options.delay) if options.delay else 100)
     chosen = modes() if options.mode == "all" else options.mode.split(",")
     results = [measure(mode, options.workers, connections, options.delay,
                        progress(mode, connections)) for mode in chosen]
