@@ -42,7 +42,7 @@ enum {
     PATIENCE = 900, /* milliseconds that workers may take to end */
 };
 
-/* One row, one way to wait for a newcomer. Their number in worker.h is the order of reading. */
+/* One row, one way to wait for a newcomer. worker.h says what the columns mean. */
 static const struct mode modes[] = {
     {"accept", serve_single, wait_in_accept, .blocking = true,
      .about = "all sleep in accept: one is woken"},
@@ -287,7 +287,9 @@ static void start_worker(int number)
     }
     children[number] = (struct child){.pid = pid == -1 ? 0 : pid, .started = now()};
 
-    /* With a listener each, the first worker has ours, and all others open their own. */
+    /* With a listener each, the first worker has ours, and all others open their own. We keep none:
+     * the kernel would give it a share of the newcomers. So what waits at a listener is lost when
+     * its worker dies, and has to wait while its worker is out of descriptors. */
     if (mode->own_listener && listener != -1) {
         close(listener);
         listener = -1;

@@ -37,8 +37,6 @@ bool wait_in_poll(void)
     return ppoll(&newcomer, 1, NULL, &while_asleep) == 1;
 }
 
-/* Edge-triggered, two newcomers at once are one edge, and whoever sees it takes but one of them. So
- * we have the kernel look again (EPOLL_CTL_MOD) as soon as that one is ours: see take_next. */
 bool wait_in_epoll(void)
 {
     return epoll_sleep(&epoll, -1, &while_asleep) == 1;
@@ -126,6 +124,8 @@ static bool echo_all(struct connection *c)
 
 /* ---- The loop -------------------------------------------------------------------------------- */
 
+/* Edge-triggered, two newcomers at once may be one edge, and whoever hears of it takes but one of
+ * them. So we have the kernel look again (EPOLL_CTL_MOD) as soon as that one is ours. */
 static bool take_next(struct connection *c)
 {
     struct epoll_event event = {.events = mode->mask, .data.ptr = NULL};

@@ -79,6 +79,13 @@ void open_accept_mutex(void)
     pthread_mutexattr_destroy(&attributes);
 }
 
+static void end_turn(void)
+{
+    if (holding)
+        pthread_mutex_unlock(accept_mutex);
+    holding = false;
+}
+
 /* Before each sleep: who gets the lock waits for newcomers too, the others for their own clients,
  * and ask again when they wake up. Who is out of descriptors leaves the lock to the others. */
 static void take_turns(void)
@@ -91,25 +98,18 @@ static void take_turns(void)
     if (!holding)
         stop_accepting();
     else if (start_accepting() == -1)
-        die("epoll_ctl");
-}
-
-static void end_turn(void)
-{
-    if (holding)
-        pthread_mutex_unlock(accept_mutex);
-    holding = false;
+        end_turn(); /* no memory in the kernel: somebody else may have more luck */
 }
 
 /* ---- The listener ---------------------------------------------------------------------------- */
 
-/* Not epoll_want_read: EPOLLEXCLUSIVE works in EPOLL_CTL_ADD alone, and neither with EPOLLRDHUP. */
+/* Not by epoll_want_read: EPOLLEXCLUSIVE is for EPOLL_CTL_ADD alone, and EINVAL beside EPOLLRDHUP. */
 int start_accepting(void)
 {
     struct epoll_event event = {.events = mode->mask, .data.ptr = NULL};
 
     if (mode->accept_mutex && !holding) {
-        tried_at = 0; /* not in our set now; but have serve look at it before we sleep */
+        tried_at = 0; /* without the lock not in our set; but serve_many looks again at once */
         return 0;
     }
     if (epoll_ctl(epoll.fd, EPOLL_CTL_ADD, listener, &event) == 0 || errno == EEXIST)
@@ -122,8 +122,9 @@ void stop_accepting(void)
     epoll_forget(&epoll, listener);
 }
 
-/* Perhaps the shortage was the system's, and is over. We do not ask by start_accepting: with
- * EPOLLEXCLUSIVE, a newcomer would wake us and nobody else, and we still could not take it. */
+/* Perhaps the shortage was the system's, and is over. We ask accept, and not epoll as on day 4: with
+ * EPOLLEXCLUSIVE the next newcomer might wake us and nobody else, and if we could not take it, it
+ * would wait though the others have room. Who is out of descriptors leaves the queue. */
 static void look_again(void)
 {
     accept_clients();

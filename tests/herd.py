@@ -155,13 +155,24 @@ class Server:
         naps = total["returned"] if self.delay and self.mode != "accept" else 0
         return int(naps + total["timed-out"])
 
+    def wakeups(self, napping=False):
+        """The switches up to now, without those apart, when all workers are at rest."""
+        if not self.delay and self.mode != "mutex":
+            return self.settle()
+        while True:
+            before = self.apart()
+            switches = self.settle(napping)
+            if self.apart() == before:  # else a time-out came in between, and may be in one only
+                return switches - before
+            napping = False
+
 
 def count_connections(server, connections, tick):
     woken = 0
     for _ in range(connections):
-        before = server.settle() - server.apart()
+        before = server.wakeups()
         with socket.create_connection(("127.0.0.1", server.port), 10):
-            woken += server.settle(napping=server.mode != "accept") - server.apart() - before
+            woken += server.wakeups(napping=server.mode != "accept") - before
         tick()
     return woken
 
