@@ -145,6 +145,7 @@ int main(int argc, char *argv[])
     errno = pthread_create(&sender, NULL, send_stdin, NULL);
     if (errno != 0)
         die("pthread_create");
+    pthread_detach(sender); /* nobody waits for it: it may sleep in read when the server closes */
 
     uint64_t received = print_answers();
     if (!sent_all || received != sent) {

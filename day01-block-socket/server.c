@@ -139,6 +139,8 @@ static void open_listener(void)
         die("setsockopt SO_REUSEADDR");
     if (bind(listener, (struct sockaddr *)&address, sizeof(address)) == -1)
         die("bind %s:%d", ip, ntohs(address.sin_port));
+
+    /* From here on the kernel connects clients by itself, and keeps them until accept. */
     if (listen(listener, BACKLOG) == -1)
         die("listen %s:%d", ip, ntohs(address.sin_port));
 
@@ -159,6 +161,7 @@ static const char *peer_name(const struct connection *c)
     return name;
 }
 
+/* Says who goes and why, and gives back all that the client had. */
 static void drop(struct connection *c, const char *why)
 {
     printf("%s left after %" PRIu64 " bytes: %s\n", peer_name(c), c->echoed, why);
@@ -166,7 +169,7 @@ static void drop(struct connection *c, const char *why)
     close(c->fd);
 }
 
-/* One client's trouble costs that client, and nobody else. */
+/* One client's trouble costs that client, and nobody else: a server never exits here. */
 static void fail(struct connection *c, const char *call)
 {
     complain("%s %s", call, peer_name(c));
@@ -236,7 +239,9 @@ static bool send_all(struct connection *c, const char *bytes, size_t length)
     return true;
 }
 
-/* Reads once and gives back what came. Returns whether it is worth to try again at once. */
+/* Reads once and gives back what came: n bytes, never the whole buffer. TCP knows no messages: what
+ * a client sent in one piece may come in three, and the other way round. 0 bytes mean that the client
+ * has closed its sending side. Returns whether it is worth to try again at once. */
 static bool echo(struct connection *c)
 {
     static char buffer[BUFFER_SIZE];
@@ -283,7 +288,7 @@ static void finish(void)
 
 int main(int argc, char *argv[])
 {
-    setvbuf(stdout, NULL, _IOLBF, 0);
+    setvbuf(stdout, NULL, _IOLBF, 0); /* line by line, also into a pipe or a file */
     parse_options(argc, argv);
     catch_signals();
     open_listener();

@@ -173,6 +173,8 @@ static void open_listener(void)
         die("setsockopt SO_REUSEADDR");
     if (bind(listener, (struct sockaddr *)&address, sizeof(address)) == -1)
         die("bind %s:%d", ip, ntohs(address.sin_port));
+
+    /* From here on the kernel connects clients by itself, and keeps them until accept. */
     if (listen(listener, BACKLOG) == -1)
         die("listen %s:%d", ip, ntohs(address.sin_port));
 
@@ -211,6 +213,8 @@ static void forget(int fd)
         highest--;
 }
 
+/* The listener is one more descriptor to read from: readable when accept has somebody to give.
+ * Out of descriptors we forget it, which leaves the newcomers in the backlog. */
 static int start_accepting(void)
 {
     return want_read(listener);
@@ -242,6 +246,7 @@ static const char *peer_name(const struct connection *c)
     return name;
 }
 
+/* Says who goes and why, and gives back all that the client had. */
 static void drop(struct connection *c, const char *why)
 {
     printf("%s left after %" PRIu64 " bytes: %s\n", peer_name(c), c->echoed, why);
@@ -254,7 +259,7 @@ static void drop(struct connection *c, const char *why)
         start_accepting();
 }
 
-/* One client's trouble costs that client, and nobody else. */
+/* One client's trouble costs that client, and nobody else: a server never exits here. */
 static void fail(struct connection *c, const char *call)
 {
     complain("%s %s", call, peer_name(c));
@@ -270,6 +275,7 @@ static void add_connection(int fd, const struct sockaddr_in *peer)
         close(fd);
         return;
     }
+    /* The name is kept, for a client that is gone has none to ask for: getpeername would fail. */
     *c = (struct connection){.fd = fd, .ip = peer->sin_addr, .port = peer->sin_port, .open = true};
     clients++;
     printf("%s connected\n", peer_name(c));
@@ -289,8 +295,8 @@ static bool accept_failed(void)
     case ECONNABORTED: /* that client gave up while it was in the backlog */
         complain("accept");
         return true;
-    default: /* EMFILE, ENFILE, ENOMEM, ENOBUFS: leave the newcomers in the backlog. As long as it
-              * is not empty the listener is readable, so waiting for it would not let us sleep. */
+    default: /* EMFILE, ENFILE, ENOMEM, ENOBUFS: nobody can be taken, and as long as somebody is in
+              * the backlog the listener is readable: waiting for it would not let us sleep. */
         if (!shortage)
             complain("accept: newcomers have to wait");
         shortage = true;
@@ -300,6 +306,7 @@ static bool accept_failed(void)
     }
 }
 
+/* Takes all that are in the backlog: one wake-up may stand for many newcomers. */
 static void accept_clients(void)
 {
     struct sockaddr_in peer = {0};
@@ -315,8 +322,8 @@ static void accept_clients(void)
     }
 }
 
-/* Sends what the kernel has room for, and counts it. Returns how many bytes that was, -1 when the
- * client had to be dropped. */
+/* Sends what the kernel has room for, which may be less than all (a short write) or nothing, and
+ * counts it. Returns how many bytes that was, -1 when the client had to be dropped. */
 static ssize_t send_some(struct connection *c, const char *bytes, size_t length)
 {
     ssize_t n;
@@ -369,7 +376,10 @@ static void send_rest(struct connection *c)
         fail(c, "want_read");
 }
 
-/* Reads once and gives back what came. Returns whether it is worth to try again at once. */
+/* Reads once and gives back what came: n bytes, never the whole buffer. TCP knows no messages: what
+ * a client sent in one piece may come in three, and the other way round. A client that closes its
+ * sending side (0 bytes) has had all its answers, since we do not read while something is held.
+ * Returns whether it is worth to try again at once. */
 static bool echo(struct connection *c)
 {
     static char buffer[BUFFER_SIZE]; /* one for all: a client that owes us nothing needs none */
@@ -445,7 +455,8 @@ static void serve(void)
     }
 }
 
-/* Gives what is held one more chance. */
+/* Stops to accept, gives what is held one more chance, and does not wait: who has not read until
+ * now could keep us for ever. */
 static void finish(void)
 {
     stop_accepting();
@@ -464,7 +475,7 @@ static void finish(void)
 
 int main(int argc, char *argv[])
 {
-    setvbuf(stdout, NULL, _IOLBF, 0);
+    setvbuf(stdout, NULL, _IOLBF, 0); /* line by line, also into a pipe or a file */
     parse_options(argc, argv);
     catch_signals();
     limit_descriptors();

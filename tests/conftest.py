@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(config, items):
     if config.option.server:
         kept = [item for item in items
                 if "server_name" in item.fixturenames and not item.get_closest_marker("ours")]
-        config.hook.pytest_deselected([item for item in items if item not in kept])
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
 
 
@@ -155,3 +155,33 @@ def no_leak_check_under_strace(request, monkeypatch):
     """LeakSanitizer and strace both want to be the one who traces."""
     if SANITIZED and "strace" in request.fixturenames:
         monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")
+
+
+@pytest.fixture
+def price_of_idle_clients():
+    """price_of_idle_clients(server, 900): how many times the CPU for an echo with so many idle clients
+    is that without them. One echo after the other, so that each wake-up is for one client alone, and
+    all on one core: moving between cores costs more than an echo."""
+    cores = os.sched_getaffinity(0)
+
+    def cpu_for_echoes(server, sock):
+        server.settle()
+        before = server.cpu()
+        for _ in range(2000):
+            assert server.echoes(sock, b"x")
+        server.settle()
+        return server.cpu() - before
+
+    def price(server, idle):
+        for pid in (0, server.pid):
+            os.sched_setaffinity(pid, {min(cores)})
+        active = server.connect()
+        alone = cpu_for_echoes(server, active)
+        crowd = [server.connect() for _ in range(idle)]
+        assert server.echoes(crowd[-1])
+        ratio = cpu_for_echoes(server, active) / alone
+        print("CPU with %d idle clients is %.2f times that without" % (idle, ratio))
+        return ratio
+
+    yield price
+    os.sched_setaffinity(0, cores)

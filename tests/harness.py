@@ -1,5 +1,7 @@
 """Starts a server as a reader would, watches it from outside, and talks to it."""
 
+import errno
+import functools
 import os
 import re
 import select
@@ -8,7 +10,7 @@ import signal
 import socket
 import struct
 import subprocess
-import threading
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,32 +24,47 @@ STOP_WITHIN = 10 if SANITIZED else 1  # seconds; a sanitizer looks for leaks bef
 MIB = 1 << 20
 
 
+class Lines(list):
+    """The whole lines that were written to a file until the last look."""
+
+    def __init__(self):
+        super().__init__()
+        self.file = tempfile.TemporaryFile()
+        self._read, self._rest = 0, b""
+
+    def look(self):
+        data = os.pread(self.file.fileno(), 1 << 24, self._read)
+        self._read += len(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self += [line.decode() for line in lines]
+        return self
+
+
 class Server:
-    """A running server. Lines are collected while it runs; what it wrote to stderr has to be
-    taken by the test (errors), or else stop() says that it was not expected."""
+    """A running server. What it wrote to stderr has to be taken by the test (errors), or else stop()
+    says that it was not expected."""
 
     def __init__(self, command, port=None, env=None, prepare=None, **popen):
         self.ours = port is None
         self.command = command
+        self._out, self._err = Lines(), Lines()
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, bufsize=1, env={**os.environ, **(env or {})}, preexec_fn=prepare, **popen)
+            command, stdin=subprocess.DEVNULL, stdout=self._out.file, stderr=self._err.file,
+            env={**os.environ, **(env or {})}, preexec_fn=prepare, **popen)
         self.pid = self.process.pid
-        self.out, self.err = [], []
-        self._news = threading.Condition()
-        self._readers = [threading.Thread(target=self._collect, args=pair, daemon=True)
-                         for pair in ((self.process.stdout, self.out), (self.process.stderr, self.err))]
-        for reader in self._readers:
-            reader.start()
         self.address = "127.0.0.1"
         self.port = port
         self._clients = []  # kept, so that none is closed by the way before the server ends
 
-    def _collect(self, stream, lines):
-        for line in stream:
-            with self._news:
-                lines.append(line.rstrip("\n"))
-                self._news.notify_all()
+    @property
+    def out(self):
+        """The lines of stdout until now."""
+        return self._out.look()
+
+    @property
+    def err(self):
+        """The lines of stderr that no test has taken yet."""
+        return self._err.look()
 
     def listening(self):
         """Waits until the server accepts, and learns its port."""
@@ -66,32 +83,32 @@ class Server:
     # ---- What it says
 
     def _wait(self, lines, pattern, count):
-        end = time.monotonic() + PATIENCE
-        with self._news:
-            while True:
-                found = [m for m in (re.search(pattern, line) for line in lines) if m]
-                if len(found) >= count:
-                    return found[count - 1]
-                ended = not any(reader.is_alive() for reader in self._readers)
-                assert not ended and time.monotonic() < end, (
-                    "no line %r (%d times); out: %s; err: %s"
-                    % (pattern, count, self.out[-20:], self.err[-20:]))
-                self._news.wait(0.05)
+        found, looked, end = [], 0, time.monotonic() + PATIENCE
+        while True:
+            ended = self.process.poll() is not None  # before the look, so that no last line is missed
+            lines.look()
+            found += [m for m in (re.search(pattern, line) for line in lines[looked:]) if m]
+            looked = len(lines)
+            if len(found) >= count:
+                return found[count - 1]
+            assert not ended and time.monotonic() < end, (
+                "no line %r (%d times); out: %s; err: %s"
+                % (pattern, count, self.out[-20:], self.err[-20:]))
+            time.sleep(0.001)
 
     def wait_out(self, pattern, count=1):
         """Waits for the count-th line on stdout that matches; returns the match."""
-        return self._wait(self.out, pattern, count)
+        return self._wait(self._out, pattern, count)
 
     def wait_err(self, pattern, count=1):
-        return self._wait(self.err, pattern, count)
+        return self._wait(self._err, pattern, count)
 
     def errors(self, at_least=0):
         """Takes the lines of stderr, which the caller expected. Waits until there are so many."""
         if at_least:
             self.wait_err("", at_least)
-        with self._news:
-            lines = list(self.err)
-            self.err.clear()
+        lines = list(self.err)
+        self._err.clear()
         return lines
 
     # ---- What the kernel says of it, and of its children if it has any
@@ -161,10 +178,7 @@ class Server:
 
     def wait(self):
         """Waits for its end; returns the exit status."""
-        status = self.process.wait(PATIENCE)
-        for reader in self._readers:
-            reader.join(PATIENCE)
-        return status
+        return self.process.wait(PATIENCE)
 
     def stop(self, sig=signal.SIGTERM):
         """Asks it to end and checks that it does so as promised. Returns the line of totals:
@@ -195,9 +209,12 @@ class Server:
 
     # ---- Clients
 
-    def connect(self, receive_buffer=None):
-        """A connected socket whose calls give up after PATIENCE. receive_buffer: bytes."""
+    def connect(self, receive_buffer=None, source=None):
+        """A connected socket whose calls give up after PATIENCE. receive_buffer: bytes. source: the
+        client's own address; thousands of connections from one take the kernel long to number."""
         sock = socket.socket()
+        if source:
+            sock.bind((source, 0))
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.settimeout(PATIENCE)
@@ -285,17 +302,35 @@ def name_of(sock):
     return "%s:%d" % sock.getsockname()
 
 
-def on_the_way(sock):
-    """Bytes that the server's kernel has still to send to this client (or has, and does not know
-    yet that they arrived): tx_queue of /proc/net/tcp."""
+def on_the_way(sock, to_server=False):
+    """Bytes that one side's kernel has still to send to the other (or has, and does not know yet
+    that they arrived): tx_queue of /proc/net/tcp."""
+    ends = [sock.getpeername(), sock.getsockname()]
     ends = "%08X:%04X %08X:%04X" % tuple(
-        part for address, port in (sock.getpeername(), sock.getsockname())
+        part for address, port in (reversed(ends) if to_server else ends)
         for part in (struct.unpack("=I", socket.inet_aton(address))[0], port))
     with open("/proc/net/tcp", encoding="ascii") as table:
         for line in table:
             if ends in line:
                 return int(line.split()[4].split(":")[0], 16)
     raise AssertionError("no such connection: " + ends)
+
+
+@functools.cache
+def musl():
+    """Whether the servers were built with musl: it words its errors in its own way, and does not
+    know the names of errno."""
+    return b"ld-musl" in (BUILD / "day01" / "server").read_bytes()
+
+
+def strerror(name):
+    """A pattern for the text of an errno."""
+    return "[^][]+" if musl() else re.escape(os.strerror(getattr(errno, name)))
+
+
+def failure(name):
+    """A pattern for the end of a line from die or complain: the text and the name of an errno."""
+    return ": " + strerror(name) + ("$" if musl() else r" \[%s\]$" % name)
 
 
 def free_port():

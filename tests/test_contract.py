@@ -14,8 +14,8 @@ import time
 import pytest
 
 from conftest import program
-from harness import (MIB, PATIENCE, SANITIZED, exchange, free_port, name_of, on_the_way, receive, receive_all,
-                     reset, wait_until)
+from harness import (MIB, PATIENCE, SANITIZED, exchange, failure, name_of, on_the_way, receive, receive_all,
+                     reset, strerror, wait_until)
 
 since = pytest.mark.since
 ours = pytest.mark.ours
@@ -102,6 +102,7 @@ def test_a_client_that_never_reads_delays_nobody(server):
 def test_a_client_that_sends_without_end_starves_nobody(server):
     """It reads its answers as fast as it can, in a process of its own, so there is always more."""
     greedy = server.connect()
+    greedy.setblocking(True)
     sender = subprocess.Popen(["cat", "/dev/zero"], stdout=greedy)
     reader = subprocess.Popen(["cat"], stdin=greedy, stdout=subprocess.DEVNULL)
     try:
@@ -113,10 +114,55 @@ def test_a_client_that_sends_without_end_starves_nobody(server):
         for process in (sender, reader):
             process.kill()
             process.wait()
-        greedy.close()
+        reset(greedy)
     if server.ours:
         server.wait_out(r"left", 21)
-        server.errors()  # it went with a reset
+        server.errors(1)
+
+
+# ---- Nothing spins
+
+@pytest.mark.parametrize("half_close", [False, True])
+def test_sleeps_while_a_client_does_not_read(server, half_close):
+    """What is held cannot be sent: there is nothing to do until the client makes room."""
+    deaf = server.connect()
+    server.fill(deaf)
+    if half_close:
+        deaf.shutdown(socket.SHUT_WR)
+    assert server.cpu_share() < 0.1
+
+
+def test_sleeps_when_all_have_gone(server):
+    for _ in range(3):
+        sock = server.connect()
+        sock.sendall(b"x")
+        reset(sock)
+        server.connect().close()
+    server.settle()
+    assert server.cpu_share() < 0.1
+    server.errors()  # a reset that comes before the server looks is an error, each time
+
+
+@ours
+@since(2)
+def test_three_system_calls_for_an_echo(start, strace, tmp_path, server_name):
+    """The wait, one read, one write (and edge-triggered one more read, which finds nothing)."""
+    reads = 2 if "edge" in server_name else 1
+    trace = tmp_path / "trace"
+    server = start(wrapper=["strace", "-D", "-q", "-o", str(trace)])
+    with server.connect() as sock:
+        assert server.echoes(sock, b"from here")
+        for _ in range(10):
+            server.settle()
+            assert server.echoes(sock)
+        assert server.echoes(sock, b"to there!")
+        server.settle()
+    text = trace.read_text()
+    calls = re.findall(r"^(\w+)\(", text[text.index("sendto"):text.rindex('"to there!"')], re.M)
+    found = {name: calls.count(name) for name in set(calls)}
+    assert found.pop("sendto") == 12  # the two that we cut at, and ten between
+    assert 11 <= found.pop("recvfrom") <= 11 * reads
+    assert found.keys() <= {"pselect6", "epoll_pwait"} and sum(found.values()) <= 11
 
 
 # ---- Memory
@@ -184,8 +230,8 @@ def test_no_memory_for_one_buffer(server):
             assert server.echoes(good)
         assert server.echoes(good)
         if server.ours:
-            server.wait_err(r"malloc for " + name_of(deaf[-1]) + r": Cannot allocate memory")
-            server.wait_out(name_of(deaf[-1]) + " left .*Cannot allocate memory")
+            server.wait_err("^server: malloc for " + name_of(deaf[-1]) + failure("ENOMEM"))
+            server.wait_out(name_of(deaf[-1]) + r" left after \d+ bytes: " + strerror("ENOMEM") + "$")
             assert len(server.errors(1)) == 1
 
 
@@ -299,6 +345,19 @@ def test_a_thousand_come_and_go(server):
         assert server.stop() == (1000, 1000, 0)
 
 
+@since(3)
+def test_thousands_of_clients_at_the_same_time(server):
+    """19,000, or as many as we may open, all connected and all answered."""
+    count = min(19_000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 200)
+    if count < 3000:
+        pytest.skip("this process may open %d descriptors, too few for 3000 clients" % (count + 200))
+    socks = [server.connect(source="127.0.0.%d" % (1 + i // 1000)) for i in range(count)]
+    for i, sock in enumerate(socks):
+        sock.sendall(b"%05d" % i)
+    for i, sock in enumerate(socks):
+        assert receive(sock, 5) == b"%05d" % i
+
+
 # ---- Out of descriptors
 
 @since(2)
@@ -319,8 +378,9 @@ def test_out_of_descriptors(start):
         sock.close()
     if server.ours:
         server.wait_out(" left ", 40)
-        lines = server.errors()
-        assert 1 <= len(lines) <= 3 and "EMFILE" in lines[0] or "Too many open files" in lines[0]
+        lines = server.errors(1)
+        assert len(lines) == 1
+        assert re.match("server: accept: newcomers have to wait" + failure("EMFILE"), lines[0])
 
 
 def test_looks_again_each_second(server, server_name):
@@ -337,7 +397,7 @@ def test_looks_again_each_second(server, server_name):
     with server.connect() as sock:
         sock.sendall(b"hello")
         if server.ours:
-            server.wait_err("accept: newcomers have to wait: Too many open files")
+            server.wait_err("accept: newcomers have to wait" + failure("EMFILE"))
         assert server.cpu_share() < 0.1
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limit)
         assert receive(sock, 5) == b"hello"
@@ -537,7 +597,7 @@ def test_default_port_and_address(launch, day):
         assert server.out[0] == "listening on 127.0.0.1:8888"
     else:
         assert server.wait() == 1
-        assert "bind 127.0.0.1:8888: Address already in use" in server.errors()[0]
+        assert re.match("server: bind 127.0.0.1:8888" + failure("EADDRINUSE"), server.errors()[0])
 
 
 @ours
@@ -554,24 +614,18 @@ def fails_to_start(server, status):
     return server.errors()
 
 
-def errno_name(name):
-    """The name in brackets, or nothing where libc has no names."""
-    return r"( \[%s\])?$" % name
-
-
 @ours
 def test_port_in_use(server, launch, day):
     lines = fails_to_start(launch([program(day), str(server.port)]), 1)
     assert len(lines) == 1
-    assert re.match(r"server: bind 127\.0\.0\.1:%d: Address already in use" % server.port
-                    + errno_name("EADDRINUSE"), lines[0])
+    assert re.match("server: bind 127.0.0.1:%d" % server.port + failure("EADDRINUSE"), lines[0])
 
 
 @ours
 def test_address_of_another_machine(launch, day):
     lines = fails_to_start(launch([program(day), "0", "192.0.2.1"]), 1)
     assert len(lines) == 1
-    assert re.match(r"server: bind 192\.0\.2\.1:0: .*" + errno_name("EADDRNOTAVAIL"), lines[0])
+    assert re.match("server: bind 192.0.2.1:0" + failure("EADDRNOTAVAIL"), lines[0])
 
 
 @ours
@@ -586,7 +640,7 @@ def test_port_80_as_an_ordinary_user(launch, day):
     lines = fails_to_start(server, 1)
     os.close(fd)
     assert len(lines) == 1
-    assert re.match(r"server: bind 127\.0\.0\.1:80: Permission denied" + errno_name("EACCES"), lines[0])
+    assert re.match("server: bind 127.0.0.1:80" + failure("EACCES"), lines[0])
 
 
 @ours
@@ -627,11 +681,10 @@ def test_why_a_client_went(server):
         name = name_of(sock)
         assert server.echoes(sock, b"123")
         reset(sock)
-    server.wait_out("^" + name + " left after 3 bytes: Connection reset by peer$")
+    server.wait_out("^" + name + " left after 3 bytes: " + strerror("ECONNRESET") + "$")
     lines = server.errors(1)
     assert len(lines) == 1
-    assert re.match("server: recv " + name + ": Connection reset by peer" + errno_name("ECONNRESET"),
-                    lines[0])
+    assert re.match("server: recv " + name + failure("ECONNRESET"), lines[0])
 
 
 @ours
@@ -672,7 +725,7 @@ def test_accept_econnaborted(start, strace, day):
     with server.connect() as sock:
         assert server.echoes(sock)
     lines = server.errors(1)
-    assert len(lines) == 1 and lines[0].startswith("server: accept: Software caused connection abort")
+    assert len(lines) == 1 and re.match("server: accept" + failure("ECONNABORTED"), lines[0])
 
 
 @ours
@@ -683,7 +736,8 @@ def test_accept_fails_for_want_of_something(start, strace, day, error, times):
     with server.connect() as sock:
         assert server.echoes(sock)
     lines = server.errors(1)
-    assert len(lines) == 1 and lines[0].startswith("server: accept: newcomers have to wait: ")
+    assert len(lines) == 1
+    assert re.match("server: accept: newcomers have to wait" + failure(error), lines[0])
 
 
 @ours
@@ -715,7 +769,7 @@ def test_one_clients_call_fails(start, strace, call, error):
         assert server.echoes(sock)
     lines = server.errors(1)
     assert len(lines) == 1
-    assert re.match("server: %s %s: .*" % (call[:4], name) + errno_name(error), lines[0])
+    assert re.match("server: %s %s" % (call[:4], name) + failure(error), lines[0])
 
 
 @ours
@@ -741,4 +795,4 @@ def test_a_start_that_fails(launch, strace, day, call, error, message):
     server = launch([*strace("%s:error=%s" % (call, error)), program(day), "0"])
     lines = fails_to_start(server, 1)
     assert len(lines) == 1
-    assert re.match(re.escape("server: " + message + ": ") + ".*" + errno_name(error), lines[0])
+    assert re.match("server: " + message + failure(error), lines[0])

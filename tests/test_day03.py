@@ -1,0 +1,138 @@
+"""Day 3: epoll, its four reasons to wake up, its interest set, level and edge."""
+
+import os
+import re
+import signal
+
+import pytest
+
+from harness import on_the_way, receive, reset, strerror, wait_until
+
+
+@pytest.fixture
+def server(start_day):
+    return start_day("day03", "-v", "0")
+
+
+def masks(server, fd=5):
+    """What -v told of a descriptor: 'IN RDHUP (close)', once for each wake-up. A client has
+    descriptor 5, after stdin, stdout, stderr, the listener and the epoll instance."""
+    return [m[1] for line in server.out if (m := re.search(r"fd %d ([^,]*)" % fd, line))]
+
+
+def stop_process(server):
+    os.kill(server.pid, signal.SIGSTOP)
+    wait_until(lambda: not server.switches()[1], "the server to stop")
+
+
+def interest_set(server):
+    """{descriptor: mask} as the kernel tells it in /proc/PID/fdinfo."""
+    with open("/proc/%d/fdinfo/4" % server.pid, encoding="ascii") as file:
+        return {int(fd): int(mask, 16)
+                for fd, mask in re.findall(r"tfd:\s+(\d+) events:\s+([0-9a-f]+)", file.read())}
+
+
+# ---- The four reasons to wake up, and the mask of each
+
+def test_new_connection_data_and_close(server):
+    with server.connect() as sock:
+        assert server.echoes(sock)
+    server.wait_out("left")
+    assert masks(server, fd=3) == ["IN (new connection)"]
+    assert masks(server) == ["IN (data)", "IN RDHUP (close)"]
+
+
+def test_half_close_looks_like_a_close(server):
+    with server.connect() as sock:
+        assert server.echoes(sock)
+        sock.shutdown(1)
+        server.wait_out("closed by the client")
+    assert masks(server)[-1] == "IN RDHUP (close)"
+
+
+def test_error(server):
+    sock = server.connect()
+    assert server.echoes(sock)
+    reset(sock)
+    server.wait_out("left after 6 bytes: " + strerror("ECONNRESET"))
+    assert masks(server) == ["IN (data)", "IN RDHUP ERR HUP (error)"]
+    server.errors(1)
+
+
+def test_bytes_before_an_error_are_read(server):
+    """One byte, then a reset, while the server is not looking: both come in one event. The byte is
+    received (and counted as undelivered, for nobody is there to take it back)."""
+    sock = server.connect()
+    server.settle()
+    stop_process(server)
+    sock.sendall(b"x")
+    reset(sock)
+    os.kill(server.pid, signal.SIGCONT)
+    server.wait_out("left after 0 bytes")
+    assert masks(server) == ["IN RDHUP ERR HUP (error)"]
+    server.errors(1)
+    assert server.stop() == (1, 0, 1)
+
+
+def test_room(server):
+    """The fifth: bytes are held for a client, and there is room for them again."""
+    sock = server.connect(receive_buffer=4096)
+    sent = server.fill(sock)
+    woken = len(masks(server))
+    assert receive(sock, len(sent)) == sent
+    server.settle()
+    assert masks(server)[woken] == "OUT (room)"
+
+
+# ---- The interest set
+
+def test_interest_set(server):
+    """IN 1, OUT 4, ERR 8, HUP 0x10 (both are always there), RDHUP 0x2000."""
+    assert interest_set(server) == {3: 0x2019}
+    sock = server.connect(receive_buffer=4096)
+    assert server.echoes(sock)
+    assert interest_set(server) == {3: 0x2019, 5: 0x2019}
+    server.fill(sock)
+    assert interest_set(server) == {3: 0x2019, 5: 0x1c}
+    reset(sock)
+    server.wait_out("left")
+    assert interest_set(server) == {3: 0x2019}
+    server.errors(1)
+
+
+def test_edge_triggered_is_a_bit_of_the_mask(start_day):
+    server = start_day("day03", "-e", "0")
+    with server.connect() as sock:
+        assert server.echoes(sock)
+        assert interest_set(server) == {3: 0x80002019, 5: 0x80002019}
+
+
+# ---- Level and edge
+
+def wake_ups_for_the_same_bytes(server):
+    """300 KiB wait in the server's socket before it gets to look at them."""
+    sock = server.connect()
+    for _ in range(20):
+        assert server.echoes(sock, bytes(1 << 20))  # in use, the socket's buffers grow
+    stop_process(server)
+    woken = len(masks(server))
+    sock.sendall(bytes(300 << 10))
+    wait_until(lambda: on_the_way(sock, to_server=True) == 0, "the bytes to arrive")
+    os.kill(server.pid, signal.SIGCONT)
+    assert len(receive(sock, 300 << 10)) == 300 << 10
+    server.settle()
+    return len(masks(server)) - woken
+
+
+def test_edge_triggered_wakes_up_less_often(start_day):
+    """The same bytes wait for both. Level-triggered, each wake-up reads a buffer full of them;
+    edge-triggered one wake-up reads them all."""
+    level = wake_ups_for_the_same_bytes(start_day("day03", "-v", "0"))
+    edge = wake_ups_for_the_same_bytes(start_day("day03", "-ev", "0"))
+    assert edge < level
+
+
+# ---- What day 2 could not do
+
+def test_a_wake_up_costs_the_same_however_many_are_idle(start_day, price_of_idle_clients):
+    assert price_of_idle_clients(start_day("day03", "0"), 900) < 1.5

@@ -1,0 +1,102 @@
+"""What a reader types at the Makefile."""
+
+import os
+import re
+import select
+import signal
+import subprocess
+import time
+
+import pytest
+
+from harness import PATIENCE, ROOT
+
+DAYS = ["day01", "day02", "day03", "day04"]
+
+
+def make(*arguments, **options):
+    return subprocess.run(["make", "--no-print-directory", "-C", ROOT, *arguments],
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+                          timeout=120, **options)
+
+
+def test_help_names_what_there_is():
+    text = make("help").stdout
+    for target in ("all", "dayNN", "run-dayNN", "client", "diff-dayNN", "test", "test-dayNN", "check",
+                   "lint", "clean", "help"):
+        assert "  make " + target in text
+
+
+@pytest.mark.parametrize("day", DAYS)
+def test_building_a_day_says_how_to_run_it(day):
+    done = make(day)
+    assert done.returncode == 0 and done.stderr == ""
+    assert "make run-" + day in done.stdout
+
+
+@pytest.mark.parametrize("day", DAYS)
+def test_run(day):
+    """make run-dayNN serves within five seconds; what Ctrl-C does, SIGINT to all of them, ends it."""
+    start = time.monotonic()
+    run = subprocess.Popen(["make", "-s", "-C", ROOT, "run-" + day, "PORT=0"], stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert select.select([run.stdout], [], [], PATIENCE)[0]
+        line = run.stdout.readline()
+        assert time.monotonic() - start < 5
+        assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+\n", line)
+    finally:
+        os.killpg(run.pid, signal.SIGINT)
+        out, _ = run.communicate(timeout=PATIENCE)
+    assert out == "served 0 clients: 0 bytes echoed, 0 undelivered\n"
+
+
+@pytest.mark.parametrize("day", DAYS)
+def test_diff(day):
+    done = make("diff-" + day)
+    assert done.returncode == 0 and done.stderr == ""
+    if day == "day01":
+        assert "the first day" in done.stdout
+    else:
+        assert done.stdout.startswith("--- ") and day in done.stdout.splitlines()[1]
+        assert "client.c" not in done.stdout
+
+
+@pytest.mark.parametrize("day, files", [("day03", 1), ("day04", 3)])
+def test_diff_shows_the_new_files_after_the_server(day, files):
+    names = re.findall(r"^\+\+\+ \S+/(\S+)", make("diff-" + day).stdout, re.M)
+    assert len(names) == files and names[0] == "server.c"
+
+
+def test_an_edit_is_built_again(tmp_path):
+    """Each header is a prerequisite, too."""
+    for edited in ("common/die.h", "day04-epoll-class/epoll.h", "day04-epoll-class/server.c"):
+        done = make("-n", "-W", edited, "programs")
+        assert "/day04/server" in done.stdout
+        assert ("/day03/server" in done.stdout) == edited.startswith("common")
+
+
+def test_check_wants_a_server():
+    done = make("check")
+    assert done.returncode == 2
+    assert "check: which one? make check SERVER='./mine {port}'" in done.stdout
+
+
+SHOUTING = """
+import socket, sys
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as listener:
+    while True:
+        client = listener.accept()[0]
+        while data := client.recv(4096):
+            client.sendall(data.upper())
+"""
+
+
+def test_check_holds_another_server_to_the_contract(tmp_path):
+    """One that is right, and one that echoes in capitals."""
+    build = os.environ.get("BUILD", "build-san" if "SAN" in os.environ else "build")
+    good = make("check", "SERVER=%s/day03/server {port}" % build, "TEST=silent or byte_at_a_time")
+    assert good.returncode == 0 and re.search(r"\b2 passed", good.stdout), good.stdout
+    (tmp_path / "shouting.py").write_text(SHOUTING)
+    bad = make("check", "SERVER=python3 %s/shouting.py {port}" % tmp_path, "TEST=byte_at_a_time")
+    assert bad.returncode == 2 and re.search(r"\b1 failed", bad.stdout), bad.stdout
