@@ -60,6 +60,7 @@ const char *peer_name(const struct connection *c)
     return name;
 }
 
+/* Says who goes and why, and gives back all that the client had. */
 void drop(struct connection *c, const char *why)
 {
     printf("%s left after %" PRIu64 " bytes: %s\n", peer_name(c), c->echoed, why);
@@ -72,7 +73,7 @@ void drop(struct connection *c, const char *why)
         start_accepting();
 }
 
-/* One client's trouble costs that client, and nobody else. */
+/* One client's trouble costs that client, and nobody else: a server never exits here. */
 void fail(struct connection *c, const char *call)
 {
     complain("%s %s", call, peer_name(c));
@@ -88,6 +89,7 @@ static void add_connection(int fd, const struct sockaddr_in *peer)
         close(fd);
         return;
     }
+    /* The name is kept, for a client that is gone has none to ask for: getpeername would fail. */
     *c = (struct connection){.fd = fd, .ip = peer->sin_addr, .port = peer->sin_port, .open = true};
     clients++;
     printf("%s connected\n", peer_name(c));
@@ -107,8 +109,8 @@ static bool accept_failed(void)
     case ECONNABORTED: /* that client gave up while it was in the backlog */
         complain("accept");
         return true;
-    default: /* EMFILE, ENFILE, ENOMEM, ENOBUFS: leave the newcomers in the backlog. As long as it
-              * is not empty the listener is readable, so waiting for it would not let us sleep. */
+    default: /* EMFILE, ENFILE, ENOMEM, ENOBUFS: nobody can be taken, and as long as somebody is in
+              * the backlog the listener is readable: waiting for it would not let us sleep. */
         if (!shortage)
             complain("accept: newcomers have to wait");
         shortage = true;
@@ -118,6 +120,7 @@ static bool accept_failed(void)
     }
 }
 
+/* Takes all that are in the backlog: one wake-up may stand for many newcomers. */
 void accept_clients(void)
 {
     struct sockaddr_in peer = {0};
@@ -133,8 +136,8 @@ void accept_clients(void)
     }
 }
 
-/* Sends what the kernel has room for, and counts it. Returns how many bytes that was, -1 when the
- * client had to be dropped. */
+/* Sends what the kernel has room for, which may be less than all (a short write) or nothing, and
+ * counts it. Returns how many bytes that was, -1 when the client had to be dropped. */
 static ssize_t send_some(struct connection *c, const char *bytes, size_t length)
 {
     ssize_t n;
@@ -187,7 +190,10 @@ void send_rest(struct connection *c)
         fail(c, "epoll_want_read");
 }
 
-/* Reads once and gives back what came. Returns whether it is worth to try again at once. */
+/* Reads once and gives back what came: n bytes, never the whole buffer. TCP knows no messages: what
+ * a client sent in one piece may come in three, and the other way round. A client that closes its
+ * sending side (0 bytes) has had all its answers, since we do not read while something is held.
+ * Returns whether it is worth to try again at once. */
 bool echo(struct connection *c)
 {
     ssize_t n;

@@ -3,12 +3,14 @@
  * New today: a parent forks workers that wait for the same clients, in eleven ways (-m). When one
  * client comes, whom does the kernel wake? The scoreboard counts it, at the end and on SIGUSR1.
  *
- * Not yet: see the last chapter.
+ * Not yet: the last chapter says what comes after.
  *
- * Read on: worker.c (day 4's loop), connection.c (day 4's clients, unchanged), single.c, pool.c,
- *          scoreboard.c. worker.h says what they have in common.
- * Build:   cc -std=gnu11 -pthread -o server *.c ../common/die.c
- * Use:     ./server [-v] [-m MODE] [-w WORKERS] [-d MILLISECONDS] [PORT [ADDRESS]]
+ * Here is the parent: options, the table of modes, fork, supervise, stop. Read on in worker.h, then
+ * worker.c (day 4's loop), connection.c (day 4's clients, unchanged), single.c, pool.c, scoreboard.c.
+ *
+ * Build:  cc -std=gnu11 -pthread -o server *.c ../common/die.c
+ * Use:    ./server [-v] [-m MODE] [-w WORKERS] [-d MILLISECONDS] [PORT [ADDRESS]]
+ *         ./server -m help
  */
 #ifndef __linux__
 #error "This day needs epoll, which only Linux has. Days 1 and 2 do without it."
@@ -225,6 +227,8 @@ static void open_listener(void)
         die("setsockopt SO_REUSEPORT");
     if (bind(listener, (struct sockaddr *)&address, sizeof(address)) == -1)
         die("bind %s:%d", ip, ntohs(address.sin_port));
+
+    /* From here on the kernel connects clients by itself, and keeps them until accept. */
     if (listen(listener, BACKLOG) == -1)
         die("listen %s:%d", ip, ntohs(address.sin_port));
 
@@ -381,7 +385,7 @@ static void stop_workers(void)
 
 int main(int argc, char *argv[])
 {
-    setvbuf(stdout, NULL, _IOLBF, 0);
+    setvbuf(stdout, NULL, _IOLBF, 0); /* line by line: those of several processes do not mix */
     parse_options(argc, argv);
     set_defaults();
     catch_signals();

@@ -209,7 +209,8 @@ static void wait_and_serve(void)
         handle(&epoll.events[i]);
 }
 
-/* Gives what is held one more chance. */
+/* Stops to accept, gives what is held one more chance, and does not wait: who has not read until
+ * now could keep us for ever. */
 static void finish(void)
 {
     stop_accepting();
