@@ -14,7 +14,7 @@ endif
 BUILD   ?= build
 export BUILD
 
-DAYS   := day01 day02 day03 day04
+DAYS   := day01 day02 day03 day04 day05
 folder  = $(wildcard $(1)-*)
 
 all: programs ## all: build everything
@@ -57,6 +57,13 @@ $(DAYS:%=diff-%): diff-%: ## diff-dayNN: what is new in a day
 	for file in server.c $$(cd $$day && ls | grep '\.[ch]$$' | grep -vxE '(server|client|bzero_pitfall)\.c'); do \
 	    diff -uN --color=auto $$before/$$file $$day/$$file || [ $$? = 1 ] || exit 2; done
 
+herd: $(BUILD)/day05/server ## herd [WORKERS=10] [CONNECTIONS=100] [DELAY=0] [MODE=all]: count whom the kernel wakes
+	@tests/herd.py $(if $(WORKERS),--workers $(WORKERS)) $(if $(CONNECTIONS),--connections $(CONNECTIONS)) \
+	    $(if $(DELAY),--delay $(DELAY)) $(if $(MODE),--mode $(MODE))
+
+switches: $(BUILD)/day05/server ## switches: a process for each client against one epoll loop, counted
+	@tests/switches.py
+
 test: programs ## test: run all tests
 	@tests/run -q tests
 
@@ -84,4 +91,4 @@ help: ## help: show this
 	    awk -F : '{ printf "  make %s\n        %s\n", $$1, $$2 }'
 	@echo "  with SAN=1 any of these uses AddressSanitizer, with CC=clang another compiler"
 
-.PHONY: all programs client test check lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))
+.PHONY: all programs client herd switches test check lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))

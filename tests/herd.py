@@ -1,0 +1,280 @@
+#!/usr/bin/env python3
+"""make herd: one client after the other comes, and the kernel is asked how many workers it woke.
+
+For each mode of day 5 this starts the server with WORKERS workers and connects CONNECTIONS clients,
+one at a time. Before and after each of them it waits until all workers sleep, and takes the
+difference of their voluntary context switches (/proc/PID/task/TID/status): a worker that went to
+sleep once more was woken once. Serving a client and its leaving wake a worker too; they are not in
+that time. What the program itself knows comes from its scoreboard.
+
+In the pools a connection stands for a job: the same client says one byte after the other, and the
+threads alone are counted, not the loop that gives them work.
+"""
+import argparse
+import ctypes
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+TOP = pathlib.Path(__file__).resolve().parent.parent
+PROGRAM = TOP / os.environ.get("BUILD", "build") / "day05" / "server"
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent():
+    """Runs in the server before its first line: whatever ends us, even kill -9, ends it too."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def modes(program=PROGRAM):
+    """The names of all modes, in the order of the server's own list."""
+    text = subprocess.run([program, "-m", "help"], capture_output=True, text=True, check=True).stdout
+    return [line.split()[0] for line in text.splitlines()]
+
+
+class Server:
+    """A running server: with Server("epoll", 10) as server: ..."""
+
+    def __init__(self, mode, workers, delay=0, program=PROGRAM):
+        self.mode, self.workers, self.delay = mode, workers, delay
+        self.pool = mode.startswith("pool")
+        self.output = tempfile.NamedTemporaryFile("r", prefix="herd-")
+        command = [program, "-m", mode, "-w", str(workers), "-d", str(delay), "0"]
+        self.process = subprocess.Popen(
+            command, stdout=open(self.output.name, "w"), stdin=subprocess.DEVNULL,
+            start_new_session=True, preexec_fn=die_with_parent)
+        self.port = int(self.wait_for("listening on ").rsplit(":", 1)[1])
+        self.await_workers()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        """Ends the server; returns its exit status."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+    # ---- what it prints
+
+    def wait_for(self, start, seconds=10):
+        """The next line that starts so."""
+        line, deadline = "", time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            line += self.output.readline()
+            if not line.endswith("\n"):
+                time.sleep(0.001)
+            elif line.startswith(start):
+                return line.rstrip()
+            else:
+                line = ""
+        raise TimeoutError(f"{self.mode}: no line {start!r}")
+
+    def scoreboard(self, ask=True):
+        """The rows of the next table by worker ("1", ..., "loop", "sum"), each a dict by column."""
+        if ask:
+            self.process.send_signal(signal.SIGUSR1)
+        columns = self.wait_for("worker ").split()
+        rows = {}
+        while "sum" not in rows:
+            fields = self.wait_for("").split()
+            if len(fields) == len(columns) and (fields[0] in ("loop", "sum") or fields[0].isdigit()):
+                rows[fields[0]] = dict(zip(columns[1:], map(float, fields[1:])))
+        return rows
+
+    # ---- what the kernel knows of it
+
+    def processes(self):
+        path = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
+        return [int(pid) for pid in open(path).read().split()]
+
+    def tasks(self):
+        """Where the kernel tells of each worker; in a pool the loop comes first."""
+        found = []
+        for pid in self.processes():
+            tids = sorted(int(tid) for tid in os.listdir(f"/proc/{pid}/task"))
+            found += [f"/proc/{pid}/task/{tid}" for tid in tids]
+        return found
+
+    def await_workers(self):
+        expected = self.workers + 1 if self.pool else self.workers
+        deadline = time.monotonic() + 20
+        while len(self.tasks()) < expected:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.mode}: not all workers are there")
+            time.sleep(0.005)
+        self.settle()
+
+    def look(self):
+        """(all of them sleep, their switches). In a pool the loop has to sleep, but is not counted."""
+        asleep, switches = True, 0
+        for number, task in enumerate(self.tasks()):
+            with open(task + "/status") as status:
+                for line in status:
+                    if line.startswith("State:"):
+                        asleep = asleep and line.split()[1] == "S"
+                    elif line.startswith("voluntary") and not (self.pool and number == 0):
+                        switches += int(line.split()[1])
+        return asleep, switches
+
+    def settle(self, napping=False):
+        """Waits until all workers sleep and the sum of their switches has not moved over three
+        looks 2 ms apart. Returns that sum. napping: one of them may be in the nap of -d, which looks
+        like sleep; so wait until it is over, and look for longer."""
+        nap = self.delay / 1000 if napping else 0
+        time.sleep(nap * 1.1)
+        deadline = time.monotonic() + 20
+        looks, since, before = 0, 0, None
+        while time.monotonic() < deadline:
+            asleep, switches = self.look()
+            if asleep and switches == before:
+                looks += 1
+                if looks >= 3 and time.monotonic() - since >= nap / 2:
+                    return switches
+            else:
+                looks, since = (1 if asleep else 0), time.monotonic()
+                before = switches if asleep else None
+            time.sleep(0.002)
+        raise TimeoutError(f"{self.mode}: the workers do not come to rest")
+
+    def apart(self):
+        """Wake-ups that no newcomer caused, so far: the end of each nap, and of each time-out."""
+        total = self.scoreboard()["sum"]
+        naps = total["returned"] if self.delay and self.mode != "accept" else 0
+        return int(naps + total["timed-out"])
+
+    def wakeups(self, napping=False):
+        """The switches up to now, without those apart, when all workers are at rest."""
+        if not self.delay and self.mode != "mutex":
+            return self.settle()
+        while True:
+            before = self.apart()
+            switches = self.settle(napping)
+            if self.apart() == before:  # else a time-out came in between, and may be in one only
+                return switches - before
+            napping = False
+
+
+def count_connections(server, connections, tick):
+    woken = 0
+    for _ in range(connections):
+        before = server.wakeups()
+        with socket.create_connection(("127.0.0.1", server.port), 10):
+            woken += server.wakeups(napping=server.mode != "accept") - before
+        tick()
+    return woken
+
+
+def count_jobs(server, jobs, tick):
+    woken = 0
+    with socket.create_connection(("127.0.0.1", server.port), 10) as client:
+        for _ in range(jobs):
+            before = server.settle()
+            client.sendall(b"x")
+            client.recv(1)
+            woken += server.settle() - before
+            tick()
+        server.settle()
+        return woken, server.scoreboard()
+
+
+def measure(mode, workers=10, connections=100, delay=0, tick=lambda: None, program=PROGRAM):
+    """Drives one mode. Returns a dict: mode, connections, returned, nothing, timed_out, woken, each
+    (woken for one connection) and got, the connections of every worker."""
+    with Server(mode, workers, delay, program) as server:
+        if server.pool:
+            woken, rows = count_jobs(server, connections, tick)
+        else:
+            woken = count_connections(server, connections, tick)
+            server.settle()
+            rows = server.scoreboard()
+    total = rows["sum"]
+    return {
+        "mode": mode,
+        "connections": connections,
+        "returned": int(total["returned"]),
+        "nothing": int(total["nothing"]),
+        "timed_out": int(total["timed-out"]),
+        "woken": woken,
+        "each": woken / connections,
+        "got": [int(rows[str(n + 1)]["accepted"]) for n in range(workers)],
+    }
+
+
+# ---- The table
+
+def describe(got):
+    """Who got how many: the busiest first."""
+    got = sorted((n for n in got if n > 0), reverse=True)
+    if len(got) == 1:
+        return f"{got[0]}: all to one"
+    if len(got) > 1 and len(set(got)) == 1:
+        return f"{len(got)} x {got[0]}"
+    return " ".join(map(str, got[:10])) + (" ..." if len(got) > 10 else "")
+
+
+def print_table(results, workers, delay):
+    nap = f", {delay} ms between being woken and accepting" if delay else ""
+    print(f"One client after the other, {workers} workers{nap}:\n")
+    print(f"{'mode':<15}{'connections':>11}{'returned':>9}{'nothing':>8}{'woken':>7}{'each':>6}"
+          f"  {'woken for each connection':<26}got")
+    for r in results:
+        bar = "#" * min(25, max(1, round(r["each"] / workers * 25)))
+        print(f"{r['mode']:<15}{r['connections']:>11}{r['returned']:>9}{r['nothing']:>8}"
+              f"{r['woken']:>7}{r['each']:>6.1f}  {bar:<26}{describe(r['got'])}")
+    print("""
+returned  accept, poll or epoll_wait came back and named the listener (pools: pthread_cond_wait)
+nothing   ... and another worker had been faster
+woken     by the kernel; who did not return looked, found nothing and slept on, inside the call
+          (without the ends of naps and time-outs, which are wake-ups of another kind)
+got       who got how many connections; in the pools a connection is a job""")
+
+
+def progress(mode, connections):
+    """Shows how far a mode is, on stderr if that is a terminal."""
+    done = 0
+
+    def tick():
+        nonlocal done
+        done += 1
+        if sys.stderr.isatty():
+            print(f"\r{mode:<15} {done}/{connections} ", end="", file=sys.stderr, flush=True)
+            if done == connections:
+                print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
+        elif done == connections:
+            print(f"{mode}: {done} done", file=sys.stderr, flush=True)
+    return tick
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=10)
+    parser.add_argument("--connections", type=int, help="100, or at most 20 with a delay")
+    parser.add_argument("--delay", type=int, default=0, help="ms between being woken and accepting")
+    parser.add_argument("--mode", default="all", help="one, or several with commas between")
+    options = parser.parse_args()
+    connections = options.connections or (min(20, 2000 // options.delay) if options.delay else 100)
+    chosen = modes() if options.mode == "all" else options.mode.split(",")
+    results = [measure(mode, options.workers, connections, options.delay,
+                       progress(mode, connections)) for mode in chosen]
+    print_table(results, options.workers, options.delay)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted")

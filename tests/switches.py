@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""make switches: what does it cost to serve a thousand clients, with a process each or with one loop?
+
+1000 clients are connected to day 5's server, first with a worker for each of them (-m accept -w
+1000), then with one worker that has all of them in its epoll instance. Some of the clients say one
+byte at the same time and wait for the answers; they are in flight. Then some others, and so on. From
+/proc: how often the server went to sleep (voluntary context switches) and how long it ran
+(/proc/PID/schedstat). All run on one core, and who wakes up does not interrupt who runs
+(SCHED_BATCH), so that requests really come together.
+"""
+import os
+import pathlib
+import select
+import signal
+import socket
+import sys
+
+from herd import Server
+
+CLIENTS = 1000
+IN_FLIGHT = {1: 1000, 10: 2000, 100: 5000, 1000: 10000}  # and how many requests for each
+
+
+def run_time(server):
+    """Seconds that the workers were on a core."""
+    paths = [pathlib.Path(task) / "schedstat" for task in server.tasks()]
+    return sum(int(path.read_text().split()[0]) for path in paths) / 1e9
+
+
+def request(clients, poll):
+    """All of these clients say one byte, and get it back."""
+    for client in clients:
+        client.send(b"x")
+    missing = len(clients)
+    while missing:
+        for fd, _ in poll.poll(10):
+            os.read(fd, 1)
+            missing -= 1
+
+
+def measure(mode, workers, clients, tick):
+    """For each number in flight: (switches, seconds) of one request."""
+    results = {}
+    with Server(mode, workers) as server:
+        poll, socks = select.epoll(), []
+        for _ in range(clients):
+            socks.append(socket.create_connection(("127.0.0.1", server.port), 10))
+            poll.register(socks[-1], select.EPOLLIN)
+        for in_flight, requests in IN_FLIGHT.items():
+            switches, seconds = server.settle(), run_time(server)
+            for start in range(0, requests, in_flight):
+                first = start % clients
+                request(socks[first:first + in_flight], poll)
+            switches, seconds = server.settle() - switches, run_time(server) - seconds
+            results[in_flight] = switches / requests, seconds / requests
+            tick(f"{mode}: {in_flight} in flight")
+        for sock in socks:
+            sock.close()
+    return results
+
+
+def main():
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the server inherits both
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+    def tick(text):
+        print(text, file=sys.stderr, flush=True)
+
+    each = measure("accept", CLIENTS, CLIENTS, tick)
+    loop = measure("exclusive", 1, CLIENTS, tick)
+    print(f"{CLIENTS} clients, served by a process each and by one loop:\n")
+    print(f"{'':>9}   {'switches per request':^22}   {'CPU per request, us':^22}")
+    print(f"{'in flight':>9}   {'process each':>13}{'loop':>9}   {'process each':>13}{'loop':>9}")
+    for n in IN_FLIGHT:
+        print(f"{n:>9}   {each[n][0]:>13.3f}{loop[n][0]:>9.3f}"
+              f"   {each[n][1] * 1e6:>13.1f}{loop[n][1] * 1e6:>9.1f}")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted")
