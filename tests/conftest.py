@@ -88,12 +88,12 @@ def program(day, name="server"):
 @pytest.fixture
 def start_day(launch):
     """start_day("day03", "-v", …): a day's server on a free port, ready for clients.
-    wrapper: a command that runs it; limits: {resource.RLIMIT_…: value}."""
+    wrapper: a command that runs it; limits: {resource.RLIMIT_…: value or (soft, hard)}."""
 
     def start(day, *arguments, wrapper=(), limits=None, **options):
         def prepare():
             for which, value in (limits or {}).items():
-                resource.setrlimit(which, (value, value))
+                resource.setrlimit(which, value if isinstance(value, tuple) else (value, value))
 
         command = [*wrapper, program(day), *arguments]
         return launch(command, prepare=prepare, **options).listening()

@@ -4,6 +4,7 @@ import errno
 import functools
 import os
 import re
+import resource
 import select
 import shlex
 import signal
@@ -185,6 +186,7 @@ class Server:
         (clients, bytes echoed, bytes undelivered)."""
         start = time.monotonic()
         self.process.send_signal(sig)
+        self.process.send_signal(signal.SIGCONT)  # if a test failed between pause and resume
         status = self.wait()
         took = time.monotonic() - start
         report = "\n".join(self.err)
@@ -209,10 +211,13 @@ class Server:
 
     # ---- Clients
 
-    def connect(self, receive_buffer=None, source=None):
-        """A connected socket whose calls give up after PATIENCE. receive_buffer: bytes. source: the
-        client's own address; thousands of connections from one take the kernel long to number."""
+    def connect(self, receive_buffer=None, segment=None, source=None):
+        """A connected socket whose calls give up after PATIENCE. receive_buffer: bytes. segment: bytes
+        that fit into one TCP segment; the server's kernel makes its send buffer to measure. source:
+        the client's own address; thousands of connections from one take the kernel long to number."""
         sock = socket.socket()
+        if segment:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
         if source:
             sock.bind((source, 0))
         if receive_buffer:
@@ -226,6 +231,34 @@ class Server:
         """Says something and waits for it to come back."""
         sock.sendall(data)
         return receive(sock, len(data)) == data
+
+    def hold(self, sock):
+        """Sends just so much that the server has to hold some of it: it stops reading, but its kernel
+        has still room (for the end of the connection, too). Returns what was sent."""
+        sent = bytearray()
+        while row_of(sock, server_side=True)[2] == 0:
+            assert len(sent) < 64 * MIB, "the server takes all that a client does not read back"
+            sent += send_what_fits(sock, os.urandom(1 << 14))
+            self.settle()
+        return bytes(sent)
+
+    def pause(self):
+        """SIGSTOP, and waits until it stands. resume() lets it go on."""
+        os.kill(self.pid, signal.SIGSTOP)
+        wait_until(lambda: "State:\tT" in self.status(), "the server to stop")
+
+    def resume(self):
+        os.kill(self.pid, signal.SIGCONT)
+
+    def status(self):
+        return Path("/proc/%d/status" % self.pid).read_text()
+
+    def limit_descriptors_to_those_in_use(self):
+        """As if the system had run out of them. Returns the limit as it was."""
+        limit = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
+        used = len(os.listdir("/proc/%d/fd" % self.pid))
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (used, limit[1]))
+        return limit
 
     def fill(self, sock):
         """Sends until nobody takes any more, and never reads. Returns what was sent."""
@@ -302,18 +335,41 @@ def name_of(sock):
     return "%s:%d" % sock.getsockname()
 
 
-def on_the_way(sock, to_server=False):
-    """Bytes that one side's kernel has still to send to the other (or has, and does not know yet
-    that they arrived): tx_queue of /proc/net/tcp."""
+def row_of(sock, server_side):
+    """What /proc/net/tcp says of one end of a connection: (state, tx_queue, rx_queue). tx_queue:
+    bytes that the other kernel has not acknowledged; rx_queue: that the program has not read."""
     ends = [sock.getpeername(), sock.getsockname()]
     ends = "%08X:%04X %08X:%04X" % tuple(
-        part for address, port in (reversed(ends) if to_server else ends)
+        part for address, port in (ends if server_side else reversed(ends))
         for part in (struct.unpack("=I", socket.inet_aton(address))[0], port))
     with open("/proc/net/tcp", encoding="ascii") as table:
         for line in table:
             if ends in line:
-                return int(line.split()[4].split(":")[0], 16)
+                state, queues = line.split()[3:5]
+                return (state, *(int(queue, 16) for queue in queues.split(":")))
     raise AssertionError("no such connection: " + ends)
+
+
+def send_what_fits(sock, data):
+    """Sends as much as the kernels take while the server does not look, and waits until it has
+    arrived or there is no more room. Returns what was sent."""
+    sent, last, calm = 0, None, 0
+    sock.setblocking(False)
+
+    def at_rest():
+        nonlocal sent, last, calm
+        try:
+            sent += sock.send(data[sent:])
+        except BlockingIOError:
+            pass
+        now = sent, row_of(sock, server_side=False)[1], row_of(sock, server_side=True)[2]
+        calm = calm + 1 if now == last else 0
+        last = now
+        return (sent == len(data) and now[1] == 0) or calm == 10
+
+    wait_until(at_rest, "the bytes to arrive")
+    sock.settimeout(PATIENCE)
+    return data[:sent]
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import signal
 import subprocess
 
@@ -94,7 +95,7 @@ def run_client():
     return run
 
 
-@pytest.mark.parametrize("size", [0, 3, 5 * MIB])
+@pytest.mark.parametrize("size", [0, 3, 32 * MIB])
 def test_client_prints_what_comes_back_and_ends(server, run_client, size):
     data = os.urandom(size)
     done = run_client(server.port, text=data)
@@ -118,14 +119,19 @@ def test_client_says_when_bytes_are_lost(server):
     """The server stops while the client still waits for its user."""
     client = subprocess.Popen([program("day01", "client"), str(server.port)], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    client.stdin.write(b"hello")
-    client.stdin.flush()
-    assert client.stdout.read(5) == b"hello"
-    server.stop()
-    assert client.wait(PATIENCE) == 1
-    assert client.stderr.read() == b"client: the server closed after 5 of 5 bytes\n"
-    for stream in (client.stdin, client.stdout, client.stderr):
-        stream.close()
+    try:
+        client.stdin.write(b"hello")
+        client.stdin.flush()
+        assert select.select([client.stdout], [], [], PATIENCE)[0]
+        assert client.stdout.read(5) == b"hello"
+        server.stop()
+        assert client.wait(PATIENCE) == 1
+        assert client.stderr.read() == b"client: the server closed after 5 of 5 bytes\n"
+    finally:
+        client.kill()
+        client.wait()
+        for stream in (client.stdin, client.stdout, client.stderr):
+            stream.close()
 
 
 def test_client_as_a_filter(server):
@@ -144,6 +150,7 @@ def test_client_as_a_filter(server):
 
 @pytest.mark.parametrize("arguments, complaint", [
     (["65536"], "client: port 65536: not a number from 0 to 65535"),
+    (["80x"], "client: port 80x: not a number from 0 to 65535"),
     (["abc"], "client: port abc: not a number from 0 to 65535"),
     (["8888", "nowhere"], "client: address nowhere: not an IPv4 address"),
 ])
@@ -157,7 +164,19 @@ def test_client_with_too_many_arguments(run_client):
     assert run_client(1, "127.0.0.1", 3).returncode == 2
 
 
-# ---- Day 1 ends from its handler's doing, not by a mask: no signal may be lost there either
+# ---- Its handler shuts the sockets down, so that no signal is lost wherever it comes
+
+def test_a_signal_leaves_nothing_to_sleep_in(start_day, strace, tmp_path):
+    """A call that has begun is interrupted; the one that has not finds its socket shut."""
+    trace = tmp_path / "trace"
+    server = start_day("day01", "0", wrapper=["strace", "-D", "-q", "-o", str(trace),
+                                              "-e", "trace=shutdown"])
+    sock = server.connect()
+    assert server.echoes(sock)
+    server.stop()
+    wait_until(lambda: "exited" in trace.read_text(), "strace to write the last line")
+    assert len(re.findall(r"^shutdown\(\d+, SHUT_RDWR\) += 0$", trace.read_text(), re.M)) == 2
+
 
 def test_signals_at_any_moment(start_day):
     """The handler shuts the sockets down, so it does not matter where the signal comes."""

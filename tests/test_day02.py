@@ -71,5 +71,5 @@ def test_more_clients_than_an_fd_set_has_room_for(start_day):
 
 # ---- The second limit: the price of a wake-up. Day 3 has the same test with the opposite result
 
-def test_a_wake_up_costs_as_much_as_the_highest_descriptor(start_day, price_of_idle_clients):
+def test_a_wake_up_looks_at_all_clients(start_day, price_of_idle_clients):
     assert price_of_idle_clients(start_day("day02", "0"), 900) > 5

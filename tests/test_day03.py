@@ -2,11 +2,11 @@
 
 import os
 import re
-import signal
+import resource
 
 import pytest
 
-from harness import on_the_way, receive, reset, strerror, wait_until
+from harness import SANITIZED, receive, reset, send_what_fits, strerror, wait_until
 
 
 @pytest.fixture
@@ -18,11 +18,6 @@ def masks(server, fd=5):
     """What -v told of a descriptor: 'IN RDHUP (close)', once for each wake-up. A client has
     descriptor 5, after stdin, stdout, stderr, the listener and the epoll instance."""
     return [m[1] for line in server.out if (m := re.search(r"fd %d ([^,]*)" % fd, line))]
-
-
-def stop_process(server):
-    os.kill(server.pid, signal.SIGSTOP)
-    wait_until(lambda: not server.switches()[1], "the server to stop")
 
 
 def interest_set(server):
@@ -64,10 +59,10 @@ def test_bytes_before_an_error_are_read(server):
     received (and counted as undelivered, for nobody is there to take it back)."""
     sock = server.connect()
     server.settle()
-    stop_process(server)
+    server.pause()
     sock.sendall(b"x")
     reset(sock)
-    os.kill(server.pid, signal.SIGCONT)
+    server.resume()
     server.wait_out("left after 0 bytes")
     assert masks(server) == ["IN RDHUP ERR HUP (error)"]
     server.errors(1)
@@ -95,8 +90,7 @@ def test_interest_set(server):
     server.fill(sock)
     assert interest_set(server) == {3: 0x2019, 5: 0x1c}
     reset(sock)
-    server.wait_out("left")
-    assert interest_set(server) == {3: 0x2019}
+    wait_until(lambda: interest_set(server) == {3: 0x2019}, "the client to be forgotten")
     server.errors(1)
 
 
@@ -112,14 +106,15 @@ def test_edge_triggered_is_a_bit_of_the_mask(start_day):
 def wake_ups_for_the_same_bytes(server):
     """300 KiB wait in the server's socket before it gets to look at them."""
     sock = server.connect()
-    for _ in range(20):
+    for _ in range(40):
         assert server.echoes(sock, bytes(1 << 20))  # in use, the socket's buffers grow
-    stop_process(server)
+    server.settle()
+    server.pause()
     woken = len(masks(server))
-    sock.sendall(bytes(300 << 10))
-    wait_until(lambda: on_the_way(sock, to_server=True) == 0, "the bytes to arrive")
-    os.kill(server.pid, signal.SIGCONT)
-    assert len(receive(sock, 300 << 10)) == 300 << 10
+    sent = send_what_fits(sock, bytes(300 << 10))
+    assert len(sent) > 128 << 10  # more than two reads
+    server.resume()
+    assert receive(sock, len(sent)) == sent
     server.settle()
     return len(masks(server)) - woken
 
@@ -133,6 +128,28 @@ def test_edge_triggered_wakes_up_less_often(start_day):
 
 
 # ---- What day 2 could not do
+
+def test_raises_its_own_limit(start_day):
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    server = start_day("day03", "0", limits={resource.RLIMIT_NOFILE: (256, hard)})
+    assert resource.prlimit(server.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+
+
+@pytest.mark.skipif(SANITIZED, reason="AddressSanitizer gives up when the memory does")
+def test_no_memory_for_one_more_client(server):
+    """The table of clients cannot grow: newcomers are turned away and named, the others are served."""
+    first = server.connect()
+    assert server.echoes(first)
+    resource.prlimit(server.pid, resource.RLIMIT_DATA, (4096, 4096))
+    socks = [server.connect(source="127.0.0.%d" % (1 + i // 1000)) for i in range(6000)]
+    server.wait_err("^server: no room for 127.0.0.1:")
+    server.settle()
+    served = len([line for line in server.out if "connected" in line])
+    assert served + len(server.errors()) == 1 + len(socks)
+    assert len(os.listdir("/proc/%d/fd" % server.pid)) == 5 + served
+    assert server.echoes(first)
+
+
 
 def test_a_wake_up_costs_the_same_however_many_are_idle(start_day, price_of_idle_clients):
     assert price_of_idle_clients(start_day("day03", "0"), 900) < 1.5

@@ -29,7 +29,8 @@ CHANGED = {
 
 def functions(day):
     """{name: text from the line of its name to the brace that closes it}"""
-    text = (ROOT / day / "server.c").read_text()
+    files = ["server.c"] if day != DAYS[-1] else sorted(path.name for path in (ROOT / day).glob("*.c"))
+    text = "".join((ROOT / day / name).read_text() for name in files)
     found = re.findall(r"^\w[\w ]*?\**(\w+)\(([^;{]*?\)\n\{\n.*?^\})", text, re.M | re.S)
     assert len(found) > 10
     return dict(found)
@@ -42,7 +43,7 @@ def test_what_is_not_todays_idea_stays_as_it_was(before, day):
     assert changed == CHANGED[day]
 
 
-@pytest.mark.parametrize("before, day", list(zip(DAYS, DAYS[1:])))
+@pytest.mark.parametrize("before, day", list(zip(DAYS, DAYS[1:-1])))
 def test_functions_stand_in_the_same_order(before, day):
     old, new = list(functions(before)), list(functions(day))
     assert [name for name in old if name in new] == [name for name in new if name in old]
@@ -86,7 +87,7 @@ def test_the_diff_is_short():
         text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
         return [line.strip() for line in text.splitlines() if len(line.strip()) > 1]
 
-    for before, day in zip(DAYS, DAYS[1:]):
+    for before, day in zip(DAYS, DAYS[1:-1]):
         new = [line for line in difflib.ndiff(code(before), code(day)) if line.startswith("+ ")]
         print(day, len(new))
         assert len(new) <= (180 if day == "day02-select" else 120), day
