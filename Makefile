@@ -64,8 +64,11 @@ herd: $(BUILD)/day05/server ## herd [WORKERS=10] [CONNECTIONS=100] [DELAY=0] [MO
 switches: $(BUILD)/day05/server ## switches: a process for each client against one epoll loop, counted
 	@tests/switches.py
 
+# In two halves at the same time, since most tests wait most of the time.
 test: programs ## test: run all tests
-	@tests/run -q tests
+	@tests/run -q tests --part 1/2 >$(BUILD)/half.log 2>&1 & half=$$!; \
+	tests/run -q tests --part 2/2; status=$$?; \
+	wait $$half || status=1; echo "and the other half:"; cat $(BUILD)/half.log; exit $$status
 
 $(DAYS:%=test-%): test-%: programs ## test-dayNN: run the tests of a day
 	@tests/run -q tests -k $*

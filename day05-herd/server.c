@@ -246,6 +246,7 @@ static void prepare(void)
     scoreboard_open(mode->wake != NULL ? workers + 1 : workers, mode->wake != NULL);
     if (mode->accept_mutex)
         open_accept_mutex();
+    open_nudge();
     if (mode->shared && (epoll_open(&epoll, 1, false) == -1 || start_accepting() == -1))
         die("epoll_open");
 

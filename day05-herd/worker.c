@@ -12,6 +12,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -96,12 +97,29 @@ static void take_turns(void)
         error = pthread_mutex_consistent(accept_mutex);
     holding = error == 0;
     if (!holding)
-        stop_accepting();
+        epoll_forget(&epoll, listener);
     else if (start_accepting() == -1)
         end_turn(); /* no memory in the kernel: somebody else may have more luck */
 }
 
 /* ---- The listener ---------------------------------------------------------------------------- */
+
+static struct connection nudge = {.fd = -1}; /* no client: an eventfd that all workers share */
+
+void open_nudge(void)
+{
+    nudge.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (nudge.fd == -1)
+        die("eventfd");
+}
+
+/* Edge-triggered, and without EPOLLEXCLUSIVE: each write wakes all, and nobody has to read. */
+static int await_nudge(void)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.ptr = &nudge};
+
+    return epoll_ctl(epoll.fd, EPOLL_CTL_ADD, nudge.fd, &event);
+}
 
 /* Not by epoll_want_read: EPOLLEXCLUSIVE is for EPOLL_CTL_ADD alone, and EINVAL beside EPOLLRDHUP. */
 int start_accepting(void)
@@ -117,9 +135,13 @@ int start_accepting(void)
     return -1;
 }
 
+/* Out of descriptors we leave the newcomer to the others. But with EPOLLEXCLUSIVE the kernel has told
+ * nobody but us, so we have to pass it on. */
 void stop_accepting(void)
 {
     epoll_forget(&epoll, listener);
+    if (shortage)
+        eventfd_write(nudge.fd, 1);
 }
 
 /* Perhaps the shortage was the system's, and is over. We ask accept, and not epoll as on day 4: with
@@ -176,8 +198,10 @@ static void welcome(void)
  * close or -1 for an error. */
 void handle(const struct epoll_event *event)
 {
-    if (event->data.ptr == NULL)
+    if (event->data.ptr == NULL || (event->data.ptr == &nudge && !shortage))
         welcome();
+    else if (event->data.ptr == &nudge)
+        return; /* we cannot take it either */
     else if (event->events & EPOLLOUT)
         send_rest(event->data.ptr);
     else
@@ -230,7 +254,7 @@ void serve_many(void)
 {
     if (epoll_open(&epoll, EVENTS, false) == -1)
         die("epoll_open");
-    if (start_accepting() == -1)
+    if (start_accepting() == -1 || (mode->wake == NULL && await_nudge() == -1))
         die("epoll_ctl");
     while (!stop) {
         if (mode->accept_mutex)

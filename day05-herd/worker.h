@@ -40,6 +40,9 @@ void work(int number);
 /* Before the first fork: the lock of mode mutex, in memory that all workers share. */
 void open_accept_mutex(void);
 
+/* Before the first fork: what a worker that is out of descriptors wakes the others with. */
+void open_nudge(void);
+
 /* Hands a ready descriptor to its owner. */
 void handle(const struct epoll_event *event);
 

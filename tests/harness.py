@@ -149,8 +149,7 @@ class Server:
         """Bytes of memory of its own (no file, nothing shared)."""
         total = 0
         for pid in self.processes():
-            status = Path("/proc/%d/status" % pid).read_text()
-            total += int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024
+            total += int(re.search(r"RssAnon:\s+(\d+)", status_of(pid))[1]) * 1024
         return total
 
     def switches(self):
@@ -244,21 +243,31 @@ class Server:
 
     def pause(self):
         """SIGSTOP, and waits until it stands. resume() lets it go on."""
-        os.kill(self.pid, signal.SIGSTOP)
-        wait_until(lambda: "State:\tT" in self.status(), "the server to stop")
+        for pid in self.processes():
+            os.kill(pid, signal.SIGSTOP)
+            wait_until(lambda pid=pid: "State:\tT" in status_of(pid), "the server to stop")
 
     def resume(self):
-        os.kill(self.pid, signal.SIGCONT)
-
-    def status(self):
-        return Path("/proc/%d/status" % self.pid).read_text()
+        for pid in self.processes():
+            os.kill(pid, signal.SIGCONT)
 
     def limit_descriptors_to_those_in_use(self):
-        """As if the system had run out of them. Returns the limit as it was."""
-        limit = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
-        used = len(os.listdir("/proc/%d/fd" % self.pid))
-        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (used, limit[1]))
-        return limit
+        """As if the system had run out of them. Returns a function that lifts the limit again."""
+        limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in self.processes()}
+        for pid, limit in limits.items():
+            used = len(os.listdir("/proc/%d/fd" % pid))
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (used, limit[1]))
+
+        def lift():
+            for pid, limit in limits.items():
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+
+        return lift
+
+    def limit_memory(self):
+        """No more than it has."""
+        for pid in self.processes():
+            resource.prlimit(pid, resource.RLIMIT_DATA, (4096, 4096))
 
     def fill(self, sock):
         """Sends until nobody takes any more, and never reads. Returns what was sent."""
@@ -277,6 +286,10 @@ class Server:
                 stuck += 1
         sock.settimeout(PATIENCE)
         return bytes(sent)
+
+
+def status_of(pid):
+    return Path("/proc/%d/status" % pid).read_text()
 
 
 def wait_until(condition, what):

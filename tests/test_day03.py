@@ -140,7 +140,7 @@ def test_no_memory_for_one_more_client(server):
     """The table of clients cannot grow: newcomers are turned away and named, the others are served."""
     first = server.connect()
     assert server.echoes(first)
-    resource.prlimit(server.pid, resource.RLIMIT_DATA, (4096, 4096))
+    server.limit_memory()
     socks = [server.connect(source="127.0.0.%d" % (1 + i // 1000)) for i in range(6000)]
     server.wait_err("^server: no room for 127.0.0.1:")
     server.settle()

@@ -11,7 +11,7 @@ import pytest
 
 from harness import PATIENCE, ROOT, free_port
 
-DAYS = ["day01", "day02", "day03", "day04"]
+DAYS = ["day01", "day02", "day03", "day04", "day05"]
 
 
 def make(*arguments, **options):
@@ -48,7 +48,7 @@ def test_run(day):
     finally:
         os.killpg(run.pid, signal.SIGINT)
         out, _ = run.communicate(timeout=PATIENCE)
-    assert out == "served 0 clients: 0 bytes echoed, 0 undelivered\n"
+    assert out.startswith("served 0 clients: 0 bytes echoed, 0 undelivered\n")
 
 
 @pytest.mark.parametrize("day", DAYS)
