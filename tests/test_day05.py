@@ -288,6 +288,37 @@ def test_one_worker_out_of_descriptors_leaves_the_newcomers_to_the_others(start)
     assert len(server.errors(1)) == 1
 
 
+def test_fifty_thousand_clients(start):
+    """More than a process may have descriptors: four workers, and three processes of clients."""
+    each = 16_700
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < each + 100:
+        pytest.skip("this process may open too few descriptors for %d clients" % each)
+    server = start("exclusive", 4)
+    go, connected = os.pipe(), os.pipe()
+    clients = []
+    for number in range(3):
+        clients.append(os.fork())
+        if clients[-1] == 0:
+            all_answered = False
+            try:
+                socks = [server.connect(source="127.0.%d.%d" % (number + 1, 1 + i // 1000))
+                         for i in range(each)]
+                os.write(connected[1], b"x")
+                os.read(go[0], 1)
+                for i, sock in enumerate(socks):
+                    sock.sendall(b"%05d" % i)
+                all_answered = all(receive(sock, 5) == b"%05d" % i for i, sock in enumerate(socks))
+            finally:
+                os._exit(0 if all_answered else 1)
+    for _ in clients:
+        os.read(connected[0], 1)
+    os.write(go[1], b"xxx")
+    assert [os.waitpid(pid, 0)[1] for pid in clients] == [0, 0, 0]
+    server.wait_out(" left ", 3 * each)
+    server.errors()  # with a limit of 20,000, a worker may have had its fill
+    assert server.stop() == (3 * each, 5 * 3 * each, 0)
+
+
 # ---- The pool has no data race
 
 def test_thread_sanitizer_finds_nothing(launch, tmp_path):
