@@ -375,6 +375,15 @@ def test_make_herd():
     assert rows["exclusive"][6] == "#" * 8
 
 
+def test_make_switches():
+    """With a hundred requests in flight, a process each goes to sleep after each, one loop seldom."""
+    done = subprocess.run(["make", "-s", "-C", ROOT, "switches"], capture_output=True, text=True,
+                          check=True, timeout=60)
+    row = re.search(r"^ *100 +([\d.]+) +([\d.]+) ", done.stdout, re.M)
+    assert float(row[1]) >= 0.9
+    assert float(row[2]) <= 0.2
+
+
 def test_make_herd_leaves_nothing_behind():
     """Ctrl-C in the middle: all that it started is of its session, or has the server's name."""
     before = day05_servers()

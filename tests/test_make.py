@@ -22,7 +22,7 @@ def make(*arguments, **options):
 
 def test_help_names_what_there_is():
     text = make("help").stdout
-    for target in ("all", "dayNN", "run-dayNN", "client", "diff-dayNN", "test", "test-dayNN", "check",
+    for target in ("all", "dayNN", "run-dayNN", "client", "diff-dayNN", "herd", "switches", "test", "test-dayNN", "check",
                    "lint", "clean", "help"):
         assert "  make " + target in text
 
