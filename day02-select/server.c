@@ -145,6 +145,19 @@ static void catch_signals(void)
     signal(SIGPIPE, SIG_IGN);
 }
 
+/* pselect lets signals in only when it sleeps. Busy, it finds somebody ready each time, and we would
+ * never hear that we are to end: so now and then we let them in ourselves. */
+static void let_signals_in(void)
+{
+    static unsigned int wake_ups;
+    sigset_t ours;
+
+    if (++wake_ups % 64 != 0)
+        return;
+    sigprocmask(SIG_SETMASK, &while_asleep, &ours);
+    sigprocmask(SIG_SETMASK, &ours, NULL);
+}
+
 /* ---- The listener ---------------------------------------------------------------------------- */
 
 /* A descriptor past the end of an fd_set would make FD_SET write over whatever lies behind it. We
@@ -452,6 +465,7 @@ static void serve(void)
         wait_and_serve();
         if (shortage && time(NULL) != tried_at)
             start_accepting(); /* perhaps it was the system's, and is over */
+        let_signals_in();
     }
 }
 

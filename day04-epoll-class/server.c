@@ -151,6 +151,19 @@ static void catch_signals(void)
     signal(SIGPIPE, SIG_IGN);
 }
 
+/* epoll_sleep lets signals in only when it sleeps. Busy, it finds somebody ready each time, and we would
+ * never hear that we are to end: so now and then we let them in ourselves. */
+static void let_signals_in(void)
+{
+    static unsigned int wake_ups;
+    sigset_t ours;
+
+    if (++wake_ups % 64 != 0)
+        return;
+    sigprocmask(SIG_SETMASK, &while_asleep, &ours);
+    sigprocmask(SIG_SETMASK, &ours, NULL);
+}
+
 /* ---- The listener ---------------------------------------------------------------------------- */
 
 /* The usual limit, 1024, is there for the sake of select. We may go up to the hard one. */
@@ -471,6 +484,7 @@ static void serve(void)
         wait_and_serve();
         if (shortage && time(NULL) != tried_at)
             start_accepting(); /* perhaps it was the system's, and is over */
+        let_signals_in();
     }
 }
 

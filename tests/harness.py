@@ -184,8 +184,8 @@ class Server:
         """Asks it to end and checks that it does so as promised. Returns the line of totals:
         (clients, bytes echoed, bytes undelivered)."""
         start = time.monotonic()
-        self.process.send_signal(sig)
         self.process.send_signal(signal.SIGCONT)  # if a test failed between pause and resume
+        self.process.send_signal(sig)
         status = self.wait()
         took = time.monotonic() - start
         report = "\n".join(self.err)

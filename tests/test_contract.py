@@ -568,6 +568,15 @@ def test_ends_while_busy(server):
     assert not client.is_alive()
 
 
+@since(2)
+def test_ends_though_somebody_is_always_ready(server):
+    """Three clients that never pause: the server has no time to sleep, and still hears the signal."""
+    with greedy_client(server), greedy_client(server), greedy_client(server):
+        if server.ours:
+            server.wait_out("connected", 3)
+        server.stop()
+
+
 def until_the_end(sock, data):
     try:
         while sock.send(data) and sock.recv(MIB):
