@@ -77,6 +77,12 @@ check: ## check SERVER='./mine {port}' [TEST=bytes]: hold a server of yours to t
 	@[ -n "$(SERVER)" ] || { echo "check: which one? make check SERVER='./mine {port}'"; exit 2; }
 	@tests/run -q tests/test_contract.py --server '$(SERVER)' $(if $(TEST),-k '$(TEST)')
 
+pitfall-%: programs ## pitfall-NAME: break a server in one way, and see which test notices
+	@python3 tests/pitfall.py $*
+
+pitfalls: ## pitfalls: list the ways
+	@python3 tests/pitfall.py
+
 SOURCES := $(wildcard common/*.[ch] day0*/*.[ch])
 
 lint: ## lint: check the form of the code and look for mistakes
@@ -94,4 +100,4 @@ help: ## help: show this
 	    awk -F : '{ printf "  make %s\n        %s\n", $$1, $$2 }'
 	@echo "  with SAN=1 any of these uses AddressSanitizer, with CC=clang another compiler"
 
-.PHONY: all programs client herd switches test check lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))
+.PHONY: all programs client herd switches test check pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))

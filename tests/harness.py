@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SANITIZED = "SAN" in os.environ
 BUILD = ROOT / os.environ.get("BUILD", "build-san" if SANITIZED else "build")
 
-PATIENCE = 30  # seconds until something that must happen counts as not happening
+# Seconds until something that must happen counts as not happening.
+PATIENCE = float(os.environ.get("PATIENCE", 30))
 STOP_WITHIN = 10 if SANITIZED else 1  # seconds; a sanitizer looks for leaks before it exits
 
 MIB = 1 << 20
@@ -167,6 +168,7 @@ class Server:
 
         def calm_now():
             nonlocal calm, last
+            assert self.process.poll() is None, "the server ended: " + "\n".join(self.err)
             now = self.switches()
             calm = calm + 1 if now[1] and now == last else 0
             last = now

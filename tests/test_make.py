@@ -22,8 +22,8 @@ def make(*arguments, **options):
 
 def test_help_names_what_there_is():
     text = make("help").stdout
-    for target in ("all", "dayNN", "run-dayNN", "client", "diff-dayNN", "herd", "switches", "test", "test-dayNN", "check",
-                   "lint", "clean", "help"):
+    for target in ("all", "dayNN", "run-dayNN", "client", "diff-dayNN", "herd", "switches", "test",
+                   "test-dayNN", "check", "pitfall-NAME", "pitfalls", "lint", "clean", "help"):
         assert "  make " + target in text
 
 
@@ -100,3 +100,20 @@ def test_check_holds_another_server_to_the_contract(tmp_path):
     (tmp_path / "shouting.py").write_text(SHOUTING)
     bad = make("check", "SERVER=python3 %s/shouting.py {port}" % tmp_path, "TEST=byte_at_a_time")
     assert bad.returncode == 2 and re.search(r"\b1 failed", bad.stdout), bad.stdout
+
+
+def test_a_pitfall_shows_what_fails():
+    """The patch, the line of the test, what pytest says of it; and the copy is there to be tried."""
+    done = make("pitfall-sizeof-buffer")
+    assert done.returncode == 0, done.stdout
+    for text in ("Symptom: ", "Cause: ", "\n+    return send_all(c, buffer, sizeof(buffer));\n",
+                 "\n    assert exchange(server.connect(), data) == data\nE   Assert", "\ncaught. "):
+        assert text in done.stdout
+    copy = re.search(r"make -C (\S+) run-day01", done.stdout)[1]
+    assert (ROOT / copy / "Makefile").exists()
+
+
+def test_a_pitfall_that_does_not_exist():
+    done = make("pitfall-nonsense")
+    assert done.returncode == 2
+    assert "pitfall: nonsense: no such pitfall; make pitfalls lists them" in done.stderr

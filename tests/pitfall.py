@@ -1,0 +1,125 @@
+"""The pitfalls. Each tests/pitfalls/NAME.patch breaks one server in one way, and says in its head what
+you would see, why, and which test notices.
+
+Use: python3 tests/pitfall.py [NAME]      without a name: lists them
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from harness import BUILD, ROOT
+
+PATCHES = ROOT / "tests" / "pitfalls"
+FIELDS = ["Day", "Symptom", "Cause", "Test"]
+NAMES = sorted(path.stem for path in PATCHES.glob("*.patch"))
+
+# A broken server often does nothing at all: do not wait for it as long as for a good one.
+IMPATIENT = {"PATIENCE": "1"}
+
+
+def read(name):
+    """({field: text}, the diff) of a patch."""
+    text = (PATCHES / (name + ".patch")).read_text()
+    head, start, diff = text.partition("--- a/")
+    fields = re.findall(r"^(\w+): +(.*(?:\n +.*)*)", head, re.M)
+    return {field: re.sub(r"\n +", "\n", value) for field, value in fields}, start + diff
+
+
+def apply(diff, folder):
+    """As patch -p1 does, which not every machine has. The old lines must be there exactly, and once."""
+    for part in re.split(r"^--- a/", diff, flags=re.M)[1:]:
+        path = folder / part.split("\n")[0]
+        text = path.read_text()
+        for hunk in re.split(r"^@@ .*\n", part, flags=re.M)[1:]:
+            lines = hunk.splitlines(keepends=True)
+            old, new = ("".join(line[1:] for line in lines if line[0] in which) for which in (" -", " +"))
+            assert text.count(old) == 1, "%s: not there, or more than once:\n%s" % (path, old)
+            text = text.replace(old, new)
+        path.write_text(text)
+
+
+def copy_broken(name):
+    """Copies the project to BUILD/pitfalls/NAME, with what is built, and breaks the copy."""
+    assert not os.path.isabs(os.environ.get("BUILD", "")), "BUILD must be a folder of the project"
+    copy = BUILD / "pitfalls" / name
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build*", "__pycache__"))
+    shutil.copytree(BUILD, copy / BUILD.relative_to(ROOT), ignore=shutil.ignore_patterns("pitfalls"))
+    apply(read(name)[1], copy)
+    return copy
+
+
+def run_tests(folder, *tests, env=None):
+    """Runs tests of a copy, or of the project itself. They build what has to be built. Returns what
+    pytest says."""
+    pytest = [sys.executable, "-m", "pytest"] if importlib.util.find_spec("pytest") else [ROOT / "tests/run"]
+    done = subprocess.run(
+        [*pytest, "-q", "--color=no", "--tb=short", "-rpfs", "-p", "no:cacheprovider",
+         *(folder / test for test in tests)],
+        cwd=ROOT, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, check=False)
+    return done.stdout
+
+
+def run_broken(name):
+    """Breaks a server and runs the test that should notice. Returns what pytest says."""
+    return run_tests(copy_broken(name), read(name)[0]["Test"], env=IMPATIENT)
+
+
+def caught(report):
+    return re.search(r"^1 failed", report, re.M) is not None
+
+
+# ---- For the reader
+
+def coloured(diff):
+    if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+        return diff
+    colours = {"-": 31, "+": 32, "@": 36}
+    return re.sub(r"^[-+@].*", lambda m: "\033[%dm%s\033[m" % (colours[m[0][0]], m[0]), diff, flags=re.M)
+
+
+def failing_lines(report):
+    """Where the named test failed, what pytest says of it (E), and what the server said, if anything."""
+    failure = re.search(r"^=+ FAILURES =+\n(.*?)^===", report, re.M | re.S)[1]
+    where = re.search(r"^\S*(tests/test_\w+\.py:\d+): in .*\n((?:    .*\n)+)", failure, re.M)
+    why = re.findall(r"^E   +([^ +?-].*)", failure, re.M)[:5]
+    said = [line for line in re.findall(r"^E +(server: .*)", report, re.M)[:3] if line not in "".join(why)]
+    lines = [where[1], *where[2].rstrip("\n").split("\n"), *("E   " + line for line in why)]
+    return "\n".join(line[:110] for line in lines + said)
+
+
+def show(name):
+    fields, diff = read(name)
+    print("Pitfall %s, day %s\n" % (name, fields["Day"]))
+    for field in ("Symptom", "Cause"):
+        print("%-9s%s" % (field + ":", fields[field].replace("\n", "\n" + 9 * " ")))
+    print("\n%s\nThe test that notices: %s\n" % (coloured(diff), fields["Test"]), flush=True)
+    report = run_broken(name)
+    if not caught(report):
+        print(report + "\nnot caught")
+        return 1
+    print(failing_lines(report))
+    copy = (BUILD / "pitfalls" / name).relative_to(ROOT)
+    print("\ncaught. To see for yourself: make -C %s run-day%02d" % (copy, int(fields["Day"])))
+    return 0
+
+
+def main(names):
+    for name in names:
+        if name not in NAMES:
+            sys.exit("pitfall: %s: no such pitfall; make pitfalls lists them" % name)
+        return show(name)
+    for name in sorted(NAMES, key=lambda name: read(name)[0]["Day"]):
+        fields, _ = read(name)
+        print("day %s  make pitfall-%-20s %s" % (fields["Day"], name, fields["Symptom"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""Each pitfall is caught: the test that its head names fails with the bug, and passes without."""
+
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import pitfall
+from harness import ROOT, SANITIZED, musl
+
+pitfalls = pytest.mark.parametrize("name", pitfall.NAMES)
+
+
+@pytest.fixture(scope="module")
+def reports(request):
+    """What pytest says of the tests that this run needs, with nothing broken, and a future of what it
+    says of each with its bug. Several run at a time, since a broken server mostly does nothing."""
+    if SANITIZED or musl():
+        pytest.skip("this is about the tests, which are the same for all builds: make test does it")
+    names = [item.callspec.params["name"] for item in request.session.items
+             if item.function is test_is_caught]
+    good = pitfall.run_tests(ROOT, *sorted({pitfall.read(name)[0]["Test"] for name in names}))
+    with ThreadPoolExecutor(4) as pool:
+        yield good, {name: pool.submit(pitfall.run_broken, name) for name in names}
+
+
+@pitfalls
+def test_is_caught(name, reports):
+    good, broken = reports
+    test = pitfall.read(name)[0]["Test"]
+    if re.search("^SKIPPED", good, re.M) and "PASSED " + test not in good:
+        pytest.skip("%s does not run here, with the bug or without" % test)
+    assert "PASSED " + test in good
+    report = broken[name].result()
+    assert pitfall.caught(report), report
+
+
+@pitfalls
+def test_head(name):
+    """Four fields; nothing is longer than a screen is wide, and the whole is short."""
+    fields, diff = pitfall.read(name)
+    assert list(fields) == pitfall.FIELDS
+    assert diff.startswith("--- a/day%02d-" % int(fields["Day"]))
+    assert "\n" not in fields["Symptom"] and len(fields["Symptom"]) < 80
+    assert 1 <= len(fields["Cause"].split("\n")) <= 4
+    assert len(re.findall(r"^[-+](?![-+])", diff, re.M)) <= 20
+
+
+@pitfalls
+@pytest.mark.parametrize("tool", ["git apply --check", "patch -p1 --fuzz=0 --dry-run -i"])
+def test_the_usual_tools_apply_it(name, tool):
+    """A reader may have a way of their own."""
+    command = tool.split()
+    if not shutil.which(command[0]):
+        pytest.skip(command[0] + " is not installed")
+    done = subprocess.run([*command, pitfall.PATCHES / (name + ".patch")], cwd=ROOT, capture_output=True,
+                          text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_name_lists_them(capsys):
+    pitfall.main([])
+    assert len(capsys.readouterr().out.splitlines()) == len(pitfall.NAMES) >= 18
+
+
+def test_a_wrong_name():
+    with pytest.raises(SystemExit, match="no such pitfall"):
+        pitfall.main(["nonsense"])
