@@ -182,7 +182,7 @@ class Server:
         """Waits for its end; returns the exit status."""
         return self.process.wait(PATIENCE)
 
-    def stop(self, sig=signal.SIGTERM):
+    def stop(self, sig=signal.SIGTERM, within=STOP_WITHIN):
         """Asks it to end and checks that it does so as promised. Returns the line of totals:
         (clients, bytes echoed, bytes undelivered)."""
         start = time.monotonic()
@@ -192,7 +192,7 @@ class Server:
         took = time.monotonic() - start
         report = "\n".join(self.err)
         assert status == 0, "exit status %d\n%s" % (status, report)
-        assert took < STOP_WITHIN, "stopping took %.1f s" % took
+        assert took < within, "stopping took %.1f s" % took
         assert not self.err, "stderr, which no test expected:\n" + report
         return self.totals()
 
