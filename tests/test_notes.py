@@ -45,6 +45,10 @@ SERVER = re.compile(r"make run-|(strace .* )?build/day\d\d/server\b")  # runs un
 # What make may say when Ctrl-C ends its child and itself: it depends on who is first.
 MAKE = r"(?:make: \*\*\* [^\n]*\n)*"
 
+# What a reader has in the environment: nothing of ours.
+READER = {name: value for name, value in os.environ.items()
+          if name not in ("BUILD", "SAN", "CC", "CFLAGS", "LDFLAGS", "MAKEFLAGS", "MAKELEVEL", "PORT", "ARGS")}
+
 PORT = "8888"  # in the notes; the copy of the tree has another one, which is free
 
 
@@ -137,10 +141,7 @@ class Terminal:
         flags[3] |= termios.ISIG | termios.ICANON  # but Ctrl-C and Ctrl-D do what they do
         termios.tcsetattr(slave, termios.TCSANOW, flags)
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-        environment = {name: value for name, value in os.environ.items()
-                       if name not in ("BUILD", "MAKEFLAGS", "MAKELEVEL", "SAN")}
-        environment.update(PS1=self.prompt, PS2="", TERM="dumb", LC_ALL="C.UTF-8",
-                           PYTEST_ADDOPTS="-p no:cacheprovider")
+        environment = {**READER, "PS1": self.prompt, "PS2": "", "TERM": "dumb", "LC_ALL": "C.UTF-8"}
         self.shell = subprocess.Popen(
             ["bash", "--norc", "--noprofile", "--noediting", "-i"], stdin=slave, stdout=slave, stderr=slave,
             cwd=folder, env=environment, start_new_session=True,
@@ -160,8 +161,9 @@ class Terminal:
 
     def read(self, seconds):
         if select.select([self.master], [], [], seconds)[0]:
-            text = os.read(self.master, 1 << 16).decode(errors="replace").replace("\r", "")
-            self.seen += re.sub("\x1b\\[[0-9;]*m", "", text)  # without colours
+            text = os.read(self.master, 1 << 16).decode(errors="replace")
+            text = re.sub("\x1b\\[[0-9;]*m", "", self.seen + text)  # without colours,
+            self.seen = re.sub("[^\n]*\r(?!\n)", "", text)  # or what was written over
 
     def wait(self, condition):
         """Until condition() is true; whether it came to that."""
@@ -384,11 +386,12 @@ def copy(tmp_path_factory):
         if name:
             (folder / name[1]).write_text("\n".join(block.text) + "\n")
     subprocess.run(["make", "-s", "-j2", "-C", folder, "programs"], check=True, capture_output=True,
-                   env={k: v for k, v in os.environ.items() if k not in ("BUILD", "SAN", "MAKEFLAGS")})
+                   env=READER)
     return folder, port
 
 
-@pytest.mark.skipif(SANITIZED, reason="the notes show the servers as make builds them by default")
+@pytest.mark.skipif(SANITIZED or "CC" in os.environ,
+                    reason="the notes show what make builds by default, whatever else is tested")
 @pytest.mark.parametrize("block", of_kind("console"), ids=str)
 def test_a_console_block_shows_what_happens(block, copy):
     typed = [step.text for step in steps(block) if step.what == "$"]
