@@ -297,6 +297,8 @@ class Typist:
         elif step.what in "CD":
             self.settle()
             terminal.type({"C": "\x03", "D": "\x04"}[step.what])
+            if step.what == "C" and terminal.running:
+                terminal.running = "^C"  # it will end now
         self.compare(terminal, step, where)
 
     def check_form(self, command, where):
