@@ -438,10 +438,15 @@ def test_measured_figures_name_their_command(page):
 
 
 def commands(page):
-    """(line, command): each make … of the text."""
-    for number, line in enumerate((ROOT / page).read_text().splitlines(), 1):
-        for command in re.findall(r"`(make [^`]+)`", line) + re.findall(r"^(?:\d?\$ |    )(make .*)$", line):
-            yield number, command
+    """(line, command): each make … of the text, and of its blocks."""
+    text = prose(page)
+    for found in re.finditer(r"`(make\s[^`]+)`", text):
+        yield text.count("\n", 0, found.start()) + 1, " ".join(found[1].split())
+    for block in blocks(page):
+        if block.kind == "console":
+            for step in steps(block):
+                if step.text and step.text.startswith("make "):
+                    yield step.line, step.text
 
 
 @pytest.mark.parametrize("page", PAGES)
