@@ -272,7 +272,8 @@ class Typist:
     def settle(self):
         """A reader types when all is quiet. So we wait until whatever runs sleeps, in three looks."""
         calm, end = 0, time.monotonic() + PATIENCE
-        while calm < 3 and time.monotonic() < end:
+        while calm < 3:
+            assert time.monotonic() < end, "%s: something runs and runs" % self.block.where
             quiet = all(asleep(process) for terminal in self.terminals.values()
                         for process in terminal.processes())
             calm = calm + 1 if quiet else 0
@@ -311,8 +312,10 @@ class Typist:
         if terminal.serves() and terminal.prompt not in terminal.seen:
             assert terminal.loose or not terminal.seen.strip(), "%s: terminal %d also prints:\n%s" % (
                 where, terminal.number, terminal.seen)
+            self.settle()
             terminal.type("\x03")
-            terminal.wait(lambda: terminal.prompt in terminal.seen)
+            assert terminal.wait(lambda: terminal.prompt in terminal.seen), (
+                "%s: Ctrl-C does not end what runs in terminal %d" % (where, terminal.number))
             terminal.seen = terminal.prompt
         terminal.await_prompt(where)
 
