@@ -207,7 +207,7 @@ def tty_of_ours(slave):
 def asleep(process):
     try:
         with open("/proc/%d/stat" % process, encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] != "R"
+            return file.read().rpartition(")")[2].split()[0] not in "Rt"  # t: strace has stopped it
     except OSError:
         return True  # it has ended
 
