@@ -138,7 +138,8 @@ class Terminal:
         master, slave = pty.openpty()
         tty.setraw(slave, termios.TCSANOW)  # no echo, no line editing
         flags = termios.tcgetattr(slave)
-        flags[3] |= termios.ISIG | termios.ICANON  # but Ctrl-C and Ctrl-D do what they do
+        flags[3] |= termios.ISIG | termios.ICANON  # but Ctrl-C and Ctrl-D do what they do,
+        flags[3] |= termios.NOFLSH  # and Ctrl-C does not swallow what is being printed
         termios.tcsetattr(slave, termios.TCSANOW, flags)
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
         environment = {**READER, "PS1": self.prompt, "PS2": "", "TERM": "dumb", "LC_ALL": "C.UTF-8"}
@@ -315,7 +316,8 @@ class Typist:
             self.settle()
             terminal.type("\x03")
             assert terminal.wait(lambda: terminal.prompt in terminal.seen), (
-                "%s: Ctrl-C does not end what runs in terminal %d" % (where, terminal.number))
+                "%s: Ctrl-C does not end what runs in terminal %d, which prints:\n%s"
+                % (where, terminal.number, terminal.seen[-2000:]))
             terminal.seen = terminal.prompt
         terminal.await_prompt(where)
 
