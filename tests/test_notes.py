@@ -1,0 +1,495 @@
+"""Holds NOTES.md and README.md to the truth.
+
+  - A ```c block is an excerpt: above it stands a link to its file, and it stands in that file word for
+    word. Or it is a file that the reader is told to save, and then we save it.
+  - A ```console block is typed into real shells, each on a terminal of its own, in a copy of the tree,
+    and what they print is compared. The notes say in their opening page how to read one; that is all
+    there is to know here, too.
+  - A link leads somewhere. A table of measured figures names its command. A command that is named in
+    the text exists.
+
+Nothing sleeps here: what a block shows is awaited.
+"""
+
+import fcntl
+import functools
+import os
+import pty
+import random
+import re
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import termios
+import time
+import tty
+
+import pytest
+
+from harness import PATIENCE, ROOT, SANITIZED
+
+PAGES = [page for page in ("README.md", "NOTES.md") if (ROOT / page).exists()]
+
+# Typed, these would run the suite that we are in, or need a server that the reader has yet to write.
+# They are held by their form alone: make knows what to do for each (make -n).
+BY_FORM = {"make test", "make test-day03", "make check SERVER='./mine {port}'"}
+
+# Not on every machine. A block that types one of these is skipped where it is missing.
+TOOLS = ["nc", "ss", "strace", "gcc", "pidof"]
+
+SERVER = re.compile(r"make run-|(strace .* )?build/day\d\d/server\b")  # runs until Ctrl-C
+
+# What make may say when Ctrl-C ends its child and itself: it depends on who is first.
+MAKE = r"(?:make: \*\*\* [^\n]*\n)*"
+
+# What a reader has in the environment: nothing of ours.
+READER = {name: value for name, value in os.environ.items()
+          if name not in ("BUILD", "SAN", "CC", "CFLAGS", "LDFLAGS", "MAKEFLAGS", "MAKELEVEL", "PORT", "ARGS")}
+
+PORT = "8888"  # in the notes; the copy of the tree has another one, which is free
+
+
+class Block:
+    def __init__(self, page, kind, line, text, before, heading):
+        self.page, self.kind, self.line, self.heading = page, kind, line, heading
+        self.text = text
+        self.before = before  # the last line above it that is not empty
+        self.where = "%s:%d" % (page, line)
+
+    def __str__(self):
+        return self.where
+
+
+@functools.cache
+def blocks(page):
+    found, heading, before, block = [], "", "", None
+    for number, line in enumerate((ROOT / page).read_text().splitlines(), 1):
+        fence = re.match(r"(?:<[^>]*>)?```(\w*)$", line)
+        if fence and block is None:
+            block = Block(page, fence[1], number, [], before, heading)
+        elif fence:
+            found.append(block)
+            before, block = "", None
+        elif block is not None:
+            block.text.append(line)
+        elif line.startswith("#"):
+            heading, before = line.strip("# "), line
+        elif line.strip():
+            before = line.strip()
+    assert block is None, "%s:%d: this block does not end" % (page, block.line)
+    return found
+
+
+def of_kind(kind):
+    return [block for page in PAGES for block in blocks(page) if block.kind == kind]
+
+
+def prose(page):
+    """A page without its blocks, but with as many lines."""
+    return re.sub(r"^```.*?^```$", lambda m: "\n" * m[0].count("\n"),
+                  (ROOT / page).read_text(), flags=re.M | re.S)
+
+
+# ---- Excerpts
+
+SAVE = r"Save this as `([\w.]+)`"
+
+
+@pytest.mark.parametrize("block", of_kind("c"), ids=str)
+def test_an_excerpt_stands_in_its_file(block):
+    if re.search(SAVE, block.before):
+        return
+    link = re.fullmatch(r"\[([^]]+)\]\(\1\):?", block.before)
+    assert link, "%s: no link to its file stands above this excerpt" % block.where
+    text = (ROOT / link[1]).read_text()
+    lines = text.splitlines()
+    for i, line in enumerate(block.text):
+        assert line in lines, "%s: %s has no such line:\n%s" % (
+            "%s:%d" % (block.page, block.line + 1 + i), link[1], line)
+    assert "\n" + "\n".join(block.text) + "\n" in "\n" + text, (
+        "%s: %s has these lines, but not in this order" % (block.where, link[1]))
+
+
+def test_excerpts_stand_in_the_order_of_their_file():
+    """Within a code walk."""
+    last = {}
+    for block in of_kind("c"):
+        if re.search(SAVE, block.before):
+            continue
+        name = block.before.strip("[").split("]")[0]
+        place = (ROOT / name).read_text().find("\n".join(block.text))
+        key = (block.page, block.heading, name)
+        assert place == -1 or place >= last.get(key, 0), "%s comes before the excerpt above it" % block.where
+        last[key] = place
+
+
+# ---- Console blocks
+
+class Terminal:
+    """A shell on a terminal, with a prompt that we know when we see it."""
+
+    prompt = "\x02ready\x03"
+
+    def __init__(self, number, folder):
+        self.number = number
+        master, slave = pty.openpty()
+        tty.setraw(slave, termios.TCSANOW)  # no echo, no line editing
+        flags = termios.tcgetattr(slave)
+        flags[3] |= termios.ISIG | termios.ICANON  # but Ctrl-C and Ctrl-D do what they do,
+        flags[3] |= termios.NOFLSH  # and Ctrl-C does not swallow what is being printed
+        termios.tcsetattr(slave, termios.TCSANOW, flags)
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        environment = {**READER, "PS1": self.prompt, "PS2": "", "TERM": "dumb", "LC_ALL": "C.UTF-8"}
+        self.shell = subprocess.Popen(
+            ["bash", "--norc", "--noprofile", "--noediting", "-i"], stdin=slave, stdout=slave, stderr=slave,
+            cwd=folder, env=environment, start_new_session=True,
+            preexec_fn=lambda: tty_of_ours(slave))
+        os.close(slave)
+        self.master = master
+        self.seen = ""  # what it printed and the notes have not told yet
+        self.running = None  # the command
+        self.loose = False  # a line of ... is the last that the notes tell of it
+        self.await_prompt("a shell")
+
+    def serves(self):
+        return bool(self.running and SERVER.match(self.running))
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def read(self, seconds):
+        if select.select([self.master], [], [], seconds)[0]:
+            text = os.read(self.master, 1 << 16).decode(errors="replace")
+            text = re.sub("\x1b\\[[0-9;]*m", "", self.seen + text)  # without colours,
+            self.seen = re.sub("[^\n]*\r(?!\n)", "", text)  # or what was written over
+
+    def wait(self, condition):
+        """Until condition() is true; whether it came to that."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            if time.monotonic() > end:
+                return False
+            self.read(0.05)
+        return True
+
+    def await_prompt(self, where):
+        """Until the command has ended; nothing may be left that the notes did not tell."""
+        assert self.wait(lambda: self.prompt in self.seen), (
+            "%s: the command in terminal %d does not end\n%s" % (where, self.number, self.seen))
+        rest = re.sub("(?m)^" + MAKE, "", self.seen.split(self.prompt)[0])
+        assert self.loose or not rest.strip(), "%s: terminal %d also prints:\n%s" % (where, self.number, rest)
+        self.seen = self.seen.split(self.prompt)[-1]
+        self.running, self.loose = None, False
+
+    def processes(self):
+        """The shell and all that it started: they are in its session, which is ours alone."""
+        for process in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            try:
+                if os.getsid(process) == self.shell.pid:
+                    yield process
+            except ProcessLookupError:
+                pass
+
+    def close(self):
+        for process in self.processes():
+            os.kill(process, signal.SIGKILL)
+        self.shell.wait()
+        os.close(self.master)
+
+
+def tty_of_ours(slave):
+    """In the child: makes the terminal the one that its keys act on."""
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+
+
+def asleep(process):
+    try:
+        with open("/proc/%d/stat" % process, encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "Rt"  # t: strace has stopped it
+    except OSError:
+        return True  # it has ended
+
+
+LINE = re.compile(r"(?P<terminal>[1-3]?)(?:(?P<what>\$|>) (?P<text>.*)|\^(?P<key>[CD])(?P<rest>.*)|(?P<look>:))$")
+
+
+class Step:
+    """One thing to do, and the lines that follow from it."""
+
+    def __init__(self, line, match):
+        self.line, self.terminal = line, int(match["terminal"] or 1)
+        self.what = match["what"] or match["key"] or ":"
+        self.text = match["text"]
+        self.expected = [match["rest"]] if match["rest"] else []
+
+
+def steps(block):
+    found = []
+    for number, line in enumerate(block.text, block.line + 1):
+        match = LINE.match(line)
+        if match and not (match["look"] and not match["terminal"]):
+            found.append(Step(number, match))
+        else:
+            assert found, "%s: output before anything was typed" % block.where
+            found[-1].expected.append(line)
+    return found
+
+
+def pattern(lines):
+    """What the lines stand for: ... within a line is any text, a line of ... any lines. How far apart
+    the columns of a table are does not count."""
+    text = ""
+    for line in lines:
+        if line == "...":
+            text += r"(?:[^\n]*\n)*?"
+        else:
+            line = "[^\n]*?".join(re.escape(part) for part in line.rstrip().split("..."))
+            text += MAKE + re.sub(r"(\\ ){2,}", " +", line) + " *\n"
+    return re.compile(text)
+
+
+class Typist:
+    """Types a block, step by step, and compares."""
+
+    def __init__(self, block, folder, port):
+        self.block, self.folder, self.port = block, folder, port
+        self.terminals = {}
+
+    def ours(self, text):
+        """A command of the notes with our port in place of theirs, in decimal and in hexadecimal."""
+        return text.replace(PORT, str(self.port)).replace("%04X" % int(PORT), "%04X" % self.port)
+
+    def theirs(self, text):
+        return text.replace(str(self.port), PORT).replace("%04X" % self.port, "%04X" % int(PORT))
+
+    def terminal(self, number):
+        if number not in self.terminals:
+            self.terminals[number] = Terminal(number, self.folder)
+        return self.terminals[number]
+
+    def settle(self):
+        """A reader types when all is quiet. So we wait until whatever runs sleeps, in three looks."""
+        calm, end = 0, time.monotonic() + PATIENCE
+        while calm < 3:
+            assert time.monotonic() < end, "%s: something runs and runs" % self.block.where
+            quiet = all(asleep(process) for terminal in self.terminals.values()
+                        for process in terminal.processes())
+            calm = calm + 1 if quiet else 0
+            for terminal in self.terminals.values():
+                terminal.read(0.002)
+
+    def step(self, step):
+        where = "%s:%d" % (self.block.page, step.line)
+        terminal = self.terminal(step.terminal)
+        if step.what == "$":
+            if terminal.running:
+                self.end(terminal, where)
+            if step.text in BY_FORM:
+                self.check_form(step.text, where)
+                return
+            self.settle()
+            terminal.type(self.ours(step.text) + "\n")
+            terminal.running = step.text
+        elif step.what == ">":
+            self.settle()
+            terminal.type(step.text + "\n")
+        elif step.what in "CD":
+            self.settle()
+            terminal.type({"C": "\x03", "D": "\x04"}[step.what])
+            if step.what == "C" and terminal.running:
+                terminal.running = "^C"  # it will end now
+        self.compare(terminal, step, where)
+
+    def check_form(self, command, where):
+        done = subprocess.run(command.replace("make ", "make -n ", 1), shell=True, cwd=self.folder,
+                              capture_output=True, text=True, check=False)
+        assert done.returncode == 0, "%s: %s" % (where, done.stderr)
+
+    def end(self, terminal, where):
+        """A server that nobody ended gets its Ctrl-C; any other command ends by itself."""
+        if terminal.serves() and terminal.prompt not in terminal.seen:
+            assert terminal.loose or not terminal.seen.strip(), "%s: terminal %d also prints:\n%s" % (
+                where, terminal.number, terminal.seen)
+            self.settle()
+            terminal.type("\x03")
+            assert terminal.wait(lambda: terminal.prompt in terminal.seen), (
+                "%s: Ctrl-C does not end what runs in terminal %d, which prints:\n%s"
+                % (where, terminal.number, terminal.seen[-2000:]))
+            terminal.seen = terminal.prompt
+        terminal.await_prompt(where)
+
+    def compare(self, terminal, step, where):
+        lines = list(step.expected)
+        while lines and not lines[-1].strip():
+            lines.pop()
+        if terminal.loose:
+            lines.insert(0, "...")
+        terminal.loose = lines[-1:] == ["..."]
+        wanted, found = pattern(lines), None
+
+        def there():
+            nonlocal found
+            found = wanted.match(self.theirs(terminal.seen))
+            return found
+
+        def too_late():
+            """So many lines that the right ones cannot come any more. (Else we would wait in vain.)"""
+            seen = re.sub("(?m)^" + MAKE, "", terminal.seen)
+            return "..." not in lines and seen.count("\n") >= len(lines) or terminal.prompt in seen
+
+        terminal.wait(lambda: there() or too_late())
+        if not there() and terminal.prompt in terminal.seen:  # perhaps the last line has no end
+            text, prompt, later = terminal.seen.partition(terminal.prompt)
+            terminal.seen = text.rstrip("\n") + "\n" + prompt + later
+        assert there(), self.difference(where, terminal, lines)
+        terminal.seen = self.ours(self.theirs(terminal.seen)[found.end():])
+
+    def difference(self, where, terminal, lines):
+        got = self.theirs(terminal.seen).replace(terminal.prompt, "(and it ended)\n").splitlines()
+        here = 0
+        while here < len(lines) and pattern(lines[:here + 1]).match("\n".join(got) + "\n"):
+            here += 1
+        where = "%s:%d" % (self.block.page, int(where.split(":")[1]) + here + 1)
+        return "%s: terminal %d does not print\n    %s\nbut\n    %s" % (
+            where, terminal.number, lines[here] if here < len(lines) else "", "\n    ".join(got))
+
+    def run(self):
+        try:
+            for step in steps(self.block):
+                self.step(step)
+            for terminal in sorted(self.terminals.values(), key=Terminal.serves):  # clients first
+                if terminal.running:
+                    self.end(terminal, self.block.where + " (its end)")
+        finally:
+            for terminal in self.terminals.values():
+                terminal.close()
+
+
+def quiet_port():
+    """A free port that the kernel does not give to clients, with as many digits as the notes' own."""
+    while True:
+        port = random.randrange(5000, 9999)
+        with socket.socket() as sock:
+            if sock.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the tree whose default port is a free one: (folder, port)."""
+    folder = tmp_path_factory.mktemp("notes") / "echo"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(
+        ".git", "build", "build-*", "__pycache__", ".pytest_cache", ".venv"))
+    port = quiet_port()
+    for path in [folder / "Makefile", *folder.glob("day0*/*.c")]:
+        text = path.read_text()
+        path.write_text(text.replace('"%s"' % PORT, '"%d"' % port)
+                        .replace("?= " + PORT, "?= %d" % port))
+    for block in of_kind("c"):
+        name = re.search(SAVE, block.before)
+        if name:
+            (folder / name[1]).write_text("\n".join(block.text) + "\n")
+    subprocess.run(["make", "-s", "-j2", "-C", folder, "programs"], check=True, capture_output=True,
+                   env=READER)
+    return folder, port
+
+
+@pytest.mark.skipif(SANITIZED or "CC" in os.environ,
+                    reason="the notes show what make builds by default, whatever else is tested")
+@pytest.mark.parametrize("block", of_kind("console"), ids=str)
+def test_a_console_block_shows_what_happens(block, copy):
+    typed = [step.text for step in steps(block) if step.what == "$"]
+    for tool in TOOLS:
+        if re.search(r"\b%s\b" % tool, "\n".join(typed)) and shutil.which(tool) is None:
+            pytest.skip("%s is missing" % tool)
+    Typist(block, *copy).run()
+
+
+# ---- Links, figures, and commands in the text
+
+def anchors(page):
+    """What a forge makes of the headings."""
+    found = set()
+    for heading in re.findall(r"^#+ (.*)$", prose(page), re.M):
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        found.add(re.sub(r"[^\w\- ]", "", text).replace(" ", "-"))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for number, line in enumerate(prose(page).splitlines(), 1):
+        for target in re.findall(r"\]\(([^)]+)\)", line):
+            if re.match(r"https?://", target):
+                continue
+            name, _, anchor = target.partition("#")
+            assert not name or (ROOT / name).exists(), "%s:%d: no file %s" % (page, number, name)
+            if anchor:
+                assert anchor in anchors(name or page), "%s:%d: no heading #%s" % (page, number, anchor)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_measured_figures_name_their_command(page):
+    """The line above a table of them begins with Measured, and has the command in it."""
+    above = ""
+    for number, line in enumerate(prose(page).splitlines(), 1):
+        if line.startswith("|") and above.startswith("Measured"):
+            assert re.search(r"`[^`]+`", above), "%s:%d: measured how?" % (page, number)
+        if line.strip():
+            above = line
+
+
+def commands(page):
+    """(line, command): each make … of the text, and of its blocks."""
+    text = prose(page)
+    for found in re.finditer(r"`(make\s[^`]+)`", text):
+        yield text.count("\n", 0, found.start()) + 1, " ".join(found[1].split())
+    for block in blocks(page):
+        if block.kind == "console":
+            for step in steps(block):
+                if step.text and step.text.startswith("make "):
+                    yield step.line, step.text
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_the_text_exist(page):
+    rules = (ROOT / "Makefile").read_text()
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    names = re.findall(r"^def (test_\w+)", tests, re.M)
+    for number, command in commands(page):
+        where = "%s:%d: %s" % (page, number, command)
+        target = next((word for word in command.split()[1:] if "=" not in word), "all")
+        if target.startswith("pitfall") and not (ROOT / "tests/pitfalls").exists():
+            continue
+        if target.startswith("pitfall-"):
+            assert (ROOT / "tests/pitfalls" / (target[8:] + ".patch")).exists() or "NAME" in target, where
+            continue
+        general = re.sub(r"(day)(\d\d|NN)", r"\1NN", target)
+        assert "## " + general in rules, where
+        wanted = re.search(r"TEST='?([\w ]+)'?", command)
+        if wanted:
+            for word in set(wanted[1].split()) - {"and", "or", "not"}:
+                assert any(word in name for name in names), "%s: no test has %s in its name" % (where, word)
+
+
+def test_every_pitfall_has_its_place():
+    text = (ROOT / "NOTES.md").read_text()
+    for patch in sorted((ROOT / "tests/pitfalls").glob("*.patch")):
+        assert "`make pitfall-%s`" % patch.stem in text, "NOTES.md: nothing about " + patch.stem
+
+
+def test_every_day_has_its_chapter_and_all_have_the_same_shape():
+    if "NOTES.md" not in PAGES:
+        pytest.skip("no notes yet")
+    text = prose("NOTES.md")
+    chapters = re.split(r"^## ", text, flags=re.M)
+    days = [chapter for chapter in chapters if chapter.startswith("Day ")]
+    shapes = [re.findall(r"^### (.*)$", chapter, re.M) for chapter in days]
+    for shape in shapes:
+        assert shape == shapes[0]
+    for chapter in days:
+        for heading in ("code walk", "exercises"):
+            assert heading in chapter.lower()
