@@ -66,6 +66,7 @@ switches: $(BUILD)/day05/server ## switches: a process for each client against o
 
 # In two halves at the same time, since most tests wait most of the time.
 test: programs ## test: run all tests
+	@tests/run --version >/dev/null # installs it, if need be, before both want to
 	@tests/run -q tests --part 1/2 >$(BUILD)/half.log 2>&1 & half=$$!; \
 	tests/run -q tests --part 2/2; status=$$?; \
 	wait $$half || status=1; echo "and the other half:"; cat $(BUILD)/half.log; exit $$status

@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -32,6 +33,9 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "since(day): the contract promises this from that day on")
     config.addinivalue_line("markers", "until(day): later days have a test of their own for this")
     config.addinivalue_line("markers", "ours: asks for messages or options that only our servers have")
+    # The half of make test that runs in the background was started with SIGINT ignored (sh(1)), and
+    # so would be all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # A test holds thousands of connections; the usual limit of 1024 is not enough.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
