@@ -145,8 +145,8 @@ static void catch_signals(void)
     signal(SIGPIPE, SIG_IGN);
 }
 
-/* pselect lets signals in only when it sleeps. Busy, it finds somebody ready each time, and we would
- * never hear that we are to end: so now and then we let them in ourselves. */
+/* pselect lets signals in only when it sleeps. Busy, it finds somebody ready each time, and we
+ * would never hear that we are to end: so now and then we let them in ourselves. */
 static void let_signals_in(void)
 {
     static unsigned int wake_ups;

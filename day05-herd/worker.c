@@ -50,8 +50,8 @@ static void catch_signals(void)
     sigdelset(&while_asleep, SIGTERM);
 }
 
-/* epoll_sleep lets signals in only when it sleeps. Busy, it finds somebody ready each time, and we would
- * never hear that we are to end: so now and then we let them in ourselves. */
+/* epoll_sleep lets signals in only when it sleeps. Busy, it finds somebody ready each time, and we
+ * would never hear that we are to end: so now and then we let them in ourselves. */
 static void let_signals_in(void)
 {
     static unsigned int wake_ups;
@@ -148,8 +148,8 @@ int start_accepting(void)
     return -1;
 }
 
-/* Out of descriptors we leave the newcomer to the others. But with EPOLLEXCLUSIVE the kernel has told
- * nobody but us, so we have to pass it on. */
+/* Out of descriptors we leave the newcomer to the others. But with EPOLLEXCLUSIVE the kernel has
+ * told nobody but us, so we have to pass it on. */
 void stop_accepting(void)
 {
     epoll_forget(&epoll, listener);
