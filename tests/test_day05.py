@@ -140,6 +140,30 @@ def test_bytes_come_back_in_every_mode(start, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_each_client_gets_its_own_bytes(start, mode):
+    """Many at once, and as many workers as clients, since in some modes each serves but one."""
+    server = start(mode, 8)
+    socks = [server.connect() for _ in range(8)]
+    for turn in range(20):
+        words = [b"%d says %d" % (i, turn) for i in range(len(socks))]
+        for sock, word in zip(socks, words):
+            sock.sendall(word)
+        assert [receive(sock, len(word)) for sock, word in zip(socks, words)] == words
+
+
+def test_a_newcomer_makes_nobody_deaf(start):
+    """All workers are woken for it, and with -d all come while it is still there. One gets it; the others
+    must not wait in accept for the next, for they have clients."""
+    server = start("epoll", 4, "-d", "100")
+    await_workers(server, 4)
+    socks = [server.connect() for _ in range(4)]
+    assert all(server.echoes(sock) for sock in socks)
+    newcomer = server.connect()
+    assert server.echoes(newcomer)
+    assert all(server.echoes(sock) for sock in socks)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_ends_within_a_second_in_every_mode(start, mode):
     server = start(mode, 3)
     idle, deaf = server.connect(), server.connect(receive_buffer=4096)
