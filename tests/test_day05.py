@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -141,14 +142,14 @@ def test_bytes_come_back_in_every_mode(start, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_each_client_gets_its_own_bytes(start, mode):
-    """Many at once, and as many workers as clients, since in some modes each serves but one."""
-    server = start(mode, 8)
-    socks = [server.connect() for _ in range(8)]
-    for turn in range(20):
-        words = [b"%d says %d" % (i, turn) for i in range(len(socks))]
-        for sock, word in zip(socks, words):
-            sock.sendall(word)
-        assert [receive(sock, len(word)) for sock, word in zip(socks, words)] == words
+    """Several at once, and as many workers, since in some modes each serves but one."""
+    count = 8
+    server = start(mode, count)
+    words = [os.urandom(MIB) for _ in range(4 * count)]
+    with ThreadPoolExecutor(count) as clients:
+        back = clients.map(lambda word: exchange(server.connect(), word), words)
+        assert all(ours == theirs for ours, theirs in zip(words, back))
+    assert server.stop() == (len(words), len(words) * MIB, 0)
 
 
 def test_a_newcomer_makes_nobody_deaf(start):
