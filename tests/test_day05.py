@@ -142,14 +142,15 @@ def test_bytes_come_back_in_every_mode(start, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_each_client_gets_its_own_bytes(start, mode):
-    """Several at once, and as many workers, since in some modes each serves but one."""
-    count = 8
+    """Several at once, with so little room that the server has to hold some; and as many workers, since in
+    some modes each serves but one."""
+    count, size = 8, MIB // 4
     server = start(mode, count)
-    words = [os.urandom(MIB) for _ in range(4 * count)]
+    words = [os.urandom(size) for _ in range(4 * count)]
     with ThreadPoolExecutor(count) as clients:
-        back = clients.map(lambda word: exchange(server.connect(), word), words)
+        back = clients.map(lambda word: exchange(server.connect(4096, segment=1000), word), words)
         assert all(ours == theirs for ours, theirs in zip(words, back))
-    assert server.stop() == (len(words), len(words) * MIB, 0)
+    assert server.stop() == (len(words), len(words) * size, 0)
 
 
 def test_a_newcomer_makes_nobody_deaf(start):
