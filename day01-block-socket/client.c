@@ -29,8 +29,8 @@ enum { BUFFER_SIZE = 64 * 1024 }; /* bytes */
 static struct sockaddr_in address; /* the server's */
 static int server;
 
-static _Atomic uint64_t sent; /* bytes */
-static atomic_bool sent_all;  /* stdin is at its end, and we said so to the server */
+static _Atomic uint64_t taken; /* bytes from stdin; counted before the server can have them */
+static atomic_bool sent_all;   /* stdin is at its end, and we said so to the server */
 
 static void usage(void)
 {
@@ -79,7 +79,6 @@ static bool send_all(const char *bytes, size_t length)
             continue;
         if (n == -1)
             return false;
-        sent += (uint64_t)n;
         bytes += n;
         length -= (size_t)n;
     }
@@ -97,6 +96,7 @@ static void *send_stdin(void *unused)
             continue;
         if (n == -1)
             die("read stdin");
+        taken += (uint64_t)n;
         if (!send_all(buffer, (size_t)n))
             return unused;
     }
@@ -148,9 +148,9 @@ int main(int argc, char *argv[])
     pthread_detach(sender); /* nobody waits for it: it may sleep in read when the server closes */
 
     uint64_t received = print_answers();
-    if (!sent_all || received != sent) {
+    if (!sent_all || received != taken) {
         fprintf(stderr, "client: the server closed after %" PRIu64 " of %" PRIu64 " bytes\n",
-                received, sent);
+                received, taken);
         return EXIT_FAILURE;
     }
     return EXIT_SUCCESS;
