@@ -652,6 +652,7 @@ def receive_what_is_on_the_way(sock):
 @ours
 @since(2)
 @until(4)
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
 def test_signals_are_let_in_only_while_asleep(server, day):
     """A signal between the look at the flag and the sleep would be lost. So they are blocked, and
     the wait itself unblocks them. We stop the server until we find it at work, and look."""
@@ -661,17 +662,17 @@ def test_signals_are_let_in_only_while_asleep(server, day):
     sock = server.connect()
     client = threading.Thread(target=until_the_end, args=(sock, bytes(64 * KIB)))
     client.start()
-    waits = (270, 281, 441)  # pselect6, epoll_pwait, epoll_pwait2: see asm/unistd_64.h
+    work = (44, 45)  # sendto, recvfrom: see asm/unistd_64.h
     seen = 0
 
     def at_work():
         nonlocal seen
         server.pause()
         with open("/proc/%d/syscall" % server.pid, encoding="ascii") as file:
-            number = int(file.read().split()[0])
-        if number not in waits:
+            number = file.read().split()[0]
+        if number.isdigit() and int(number) in work:
             seen += 1
-            assert blocked(server) & mask == mask, "a signal could be lost in system call %d" % number
+            assert blocked(server) & mask == mask, "a signal could be lost in system call " + number
         server.resume()
         return seen >= 5
 
