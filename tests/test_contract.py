@@ -19,7 +19,7 @@ from harness import (MIB, PATIENCE, SANITIZED, exchange, failure, name_of, recei
                      row_of, send_what_fits, status_of, strerror, wait_until)
 
 since = pytest.mark.since  # from that day on
-until = pytest.mark.until  # day 5, where several processes do it, has a test of its own
+until = pytest.mark.until  # up to that day: with several processes it is otherwise (test_day05.py)
 ours = pytest.mark.ours
 
 KIB = 1024

@@ -296,6 +296,22 @@ def test_out_of_descriptors_without_a_storm(start, mode):
     assert len(server.errors()) <= 2 * workers
 
 
+@pytest.mark.parametrize("mode", ["exclusive", "mutex", "reuseport", "pool-signal"])
+def test_looks_again_each_second(start, mode):
+    """Nobody leaves, but the shortage is over."""
+    server = start(mode, 2)
+    await_workers(server, 1 if mode == "pool-signal" else 2)
+    server.settle()
+    lift = server.limit_descriptors_to_those_in_use()
+    with server.connect() as sock:
+        sock.sendall(b"hello")
+        server.wait_err("accept: newcomers have to wait" + failure("EMFILE"))
+        assert server.cpu_share() < 0.1
+        lift()
+        assert receive(sock, 5) == b"hello"
+    assert 1 <= len(server.errors()) <= 2  # one line a worker
+
+
 def test_one_worker_out_of_descriptors_leaves_the_newcomers_to_the_others(start):
     server = start("exclusive", 2)
     await_workers(server, 2)
