@@ -101,8 +101,9 @@ static void parse_options(int argc, char *argv[])
 
 /* A flag alone would not do: a signal that comes after we looked at it, but before we sleep, would
  * leave us asleep. So the handler also shuts both sockets down, and from then on accept, recv and
- * send return at once, whether they had begun or not. (shutdown is among the few functions that a
- * handler may call: signal-safety(7). Day 2 has a better way.) */
+ * send return at once, whether they had begun or not; with an error, perhaps, which is nobody's
+ * trouble any more. (shutdown is among the few functions that a handler may call:
+ * signal-safety(7). Day 2 has a better way.) */
 static void on_signal(int signal_number)
 {
     int error = errno;
@@ -247,7 +248,7 @@ static bool echo(struct connection *c)
 {
     ssize_t n = recv(c->fd, buffer, sizeof(buffer), 0);
 
-    if (n == -1 && errno == EINTR)
+    if (n == -1 && (errno == EINTR || stop))
         return true;
     if (n == -1) {
         fail(c, "recv");

@@ -178,6 +178,19 @@ def test_a_signal_leaves_nothing_to_sleep_in(start_day, strace, tmp_path):
     assert len(re.findall(r"^shutdown\(\d+, SHUT_RDWR\) += 0$", trace.read_text(), re.M)) == 2
 
 
+def test_bytes_that_come_after_the_signal(start_day, strace):
+    """The handler is kept in shutdown until they are there: recv then says ECONNRESET, which is our own
+    doing, and no trouble of that client."""
+    server = start_day("day01", "0", wrapper=strace("shutdown:delay_exit=200000"))
+    sock = server.connect()
+    assert server.echoes(sock)
+    server.settle()
+    server.process.send_signal(signal.SIGTERM)
+    assert sock.recv(1) == b""  # our end of file: the handler is at work
+    sock.sendall(b"too late")
+    server.stop()
+
+
 def test_signals_at_any_moment(start_day):
     """The handler shuts the sockets down, so it does not matter where the signal comes."""
     for i in range(40):
