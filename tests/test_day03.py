@@ -83,6 +83,7 @@ def test_room(server):
 
 def test_interest_set(server):
     """IN 1, OUT 4, ERR 8, HUP 0x10 (both are always there), RDHUP 0x2000."""
+    server.settle()  # it says where it listens before it has an interest set
     assert interest_set(server) == {3: 0x2019}
     sock = server.connect(receive_buffer=4096)
     assert server.echoes(sock)
