@@ -188,7 +188,7 @@ def test_bytes_that_come_after_the_signal(start_day, strace):
     server.process.send_signal(signal.SIGTERM)
     assert sock.recv(1) == b""  # our end of file: the handler is at work
     sock.sendall(b"too late")
-    server.stop()
+    assert server.wait() == 0  # not stop(): a second signal would be kept as long as the first
 
 
 def test_signals_at_any_moment(start_day):
