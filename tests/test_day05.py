@@ -430,23 +430,24 @@ def test_make_switches():
 
 
 def test_make_herd_leaves_nothing_behind():
-    """Ctrl-C in the middle: all that it started is of its session, or has the server's name."""
-    before = day05_servers()
-    run = subprocess.Popen(["make", "-s", "-C", ROOT, "herd"], stdout=subprocess.DEVNULL,
+    """Ctrl-C in the middle: all that it started is of its session, or has inherited our mark."""
+    mark = "STARTED_BY_TEST=%d" % os.getpid()
+    run = subprocess.Popen(["env", mark, "make", "-s", "-C", ROOT, "herd"], stdout=subprocess.DEVNULL,
                            stderr=subprocess.PIPE, text=True, start_new_session=True)
     run.stderr.readline()  # one mode is done, ten are to come
+    assert marked(mark)
     os.killpg(run.pid, signal.SIGINT)
     run.communicate(timeout=PATIENCE)
-    wait_until(lambda: not day05_servers() - before, "the servers' end")
+    wait_until(lambda: not marked(mark), "the servers' end")
 
 
-def day05_servers():
-    """Those that run now with ten workers; the other half of the tests does not start any such."""
+def marked(mark):
+    """Those that have this in their environment: the other half of the tests has such servers, too."""
     found = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open("/proc/%s/cmdline" % pid, encoding="utf-8") as file:
-                if file.read().startswith(program("day05") + "\0-m\0"):
+            with open("/proc/%s/environ" % pid, "rb") as file:
+                if mark.encode() in file.read().split(b"\0"):
                     found.add(int(pid))
         except OSError:
             pass
