@@ -628,8 +628,7 @@ def test_gives_what_is_held_one_more_chance(server):
     server.pause()
     got = receive_what_is_on_the_way(sock)
     os.kill(server.pid, signal.SIGTERM)
-    server.resume()
-    _, _, undelivered = server.stop()
+    _, _, undelivered = server.stop()  # lets it go on, once: LeakSanitizer hangs when SIGCONT meets it
     assert undelivered == 0
     assert got == sent[:len(got)]
 
