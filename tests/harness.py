@@ -267,7 +267,8 @@ class Server:
         return lift
 
     def limit_memory(self):
-        """No more than it has."""
+        """No more than it has, which is all that it needs once its last worker waits for clients."""
+        self.settle()
         for pid in self.processes():
             resource.prlimit(pid, resource.RLIMIT_DATA, (4096, 4096))
 
