@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+import random
 import re
 import resource
 import select
@@ -405,10 +406,17 @@ def failure(name):
     return ": " + strerror(name) + ("$" if musl() else r" \[%s\]$" % name)
 
 
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+def free_port(ports=range(10_000, 32_000)):
+    """A port that nobody has, and that the kernel gives to nobody who did not ask for it (those are from
+    32768 on, ip_local_port_range): one of them may be another's before our server takes it."""
+    while True:
+        port = random.choice(ports)
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                pass
 
 
 def split_command(text, port):

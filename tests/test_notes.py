@@ -15,12 +15,10 @@ import fcntl
 import functools
 import os
 import pty
-import random
 import re
 import select
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import termios
@@ -29,7 +27,7 @@ import tty
 
 import pytest
 
-from harness import PATIENCE, ROOT, SANITIZED
+from harness import PATIENCE, ROOT, SANITIZED, free_port
 
 PAGES = [page for page in ("README.md", "NOTES.md") if (ROOT / page).exists()]
 
@@ -368,22 +366,13 @@ class Typist:
                 terminal.close()
 
 
-def quiet_port():
-    """A free port that the kernel does not give to clients, with as many digits as the notes' own."""
-    while True:
-        port = random.randrange(5000, 9999)
-        with socket.socket() as sock:
-            if sock.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-
-
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     """A copy of the tree whose default port is a free one: (folder, port)."""
     folder = tmp_path_factory.mktemp("notes") / "echo"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(
         ".git", "build", "build-*", "__pycache__", ".pytest_cache", ".venv"))
-    port = quiet_port()
+    port = free_port(range(5000, 8888))  # as many digits as their own
     for path in [folder / "Makefile", *folder.glob("day0*/*.c")]:
         text = path.read_text()
         path.write_text(text.replace('"%s"' % PORT, '"%d"' % port)
