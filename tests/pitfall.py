@@ -43,13 +43,13 @@ def apply(diff, folder):
         path.write_text(text)
 
 
-def copy_broken(name):
-    """Copies the project to BUILD/pitfalls/NAME, with what is built, and breaks the copy."""
+def copy_broken(name, where):
+    """Copies the project to BUILD/WHERE/NAME, with what is built, and breaks the copy."""
     assert not os.path.isabs(os.environ.get("BUILD", "")), "BUILD must be a folder of the project"
-    copy = BUILD / "pitfalls" / name
+    copy = BUILD / where / name
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build*", "__pycache__"))
-    shutil.copytree(BUILD, copy / BUILD.relative_to(ROOT), ignore=shutil.ignore_patterns("pitfalls"))
+    shutil.copytree(BUILD, copy / BUILD.relative_to(ROOT), ignore=shutil.ignore_patterns("pitfalls*"))
     apply(read(name)[1], copy)
     return copy
 
@@ -66,9 +66,9 @@ def run_tests(folder, *tests, env=None):
     return done.stdout
 
 
-def run_broken(name):
+def run_broken(name, where="pitfalls"):
     """Breaks a server and runs the test that should notice. Returns what pytest says."""
-    return run_tests(copy_broken(name), read(name)[0]["Test"], env=IMPATIENT)
+    return run_tests(copy_broken(name, where), read(name)[0]["Test"], env=IMPATIENT)
 
 
 def caught(report):
