@@ -72,6 +72,7 @@ static bool shortage;   /* accept failed for want of descriptors or memory, and 
 static time_t tried_at; /* and when that was */
 
 static uint64_t clients, received, echoed; /* totals: connections, bytes, bytes */
+static unsigned int busy;                  /* sends and wake-ups since we last let signals in */
 
 static char buffer[BUFFER_SIZE]; /* one for all: a client that owes us nothing needs none */
 static char name[sizeof("255.255.255.255:65535")]; /* what peer_name returns */
@@ -152,14 +153,14 @@ static void catch_signals(void)
 }
 
 /* epoll_sleep lets signals in only when it sleeps. Busy, it finds somebody ready each time, and we
- * would never hear that we are to end: so now and then we let them in ourselves. */
+ * would never hear that we are to end: so we let them in ourselves after some work. */
 static void let_signals_in(void)
 {
-    static unsigned int wake_ups;
     sigset_t ours;
 
-    if (++wake_ups % 64 != 0)
+    if (++busy < 64)
         return;
+    busy = 0;
     sigprocmask(SIG_SETMASK, &while_asleep, &ours);
     sigprocmask(SIG_SETMASK, &ours, NULL);
 }
@@ -336,6 +337,7 @@ static ssize_t send_some(struct connection *c, const char *bytes, size_t length)
     }
     c->echoed += (uint64_t)n;
     echoed += (uint64_t)n;
+    busy++;
     return n;
 }
 

@@ -30,6 +30,7 @@ bool shortage;
 time_t tried_at;
 
 _Thread_local uint64_t clients, received, echoed;
+_Thread_local unsigned int busy;
 static _Thread_local char buffer[BUFFER_SIZE]; /* a client that owes us nothing needs none */
 static _Thread_local char name[sizeof("255.255.255.255:65535")];
 
@@ -153,6 +154,7 @@ static ssize_t send_some(struct connection *c, const char *bytes, size_t length)
     }
     c->echoed += (uint64_t)n;
     echoed += (uint64_t)n;
+    busy++;
     return n;
 }
 

@@ -35,6 +35,7 @@ extern time_t tried_at; /* and when that was */
 
 /* Totals: connections, bytes, bytes. Each thread counts its own. */
 extern _Thread_local uint64_t clients, received, echoed;
+extern _Thread_local unsigned int busy; /* sends and wake-ups since we last let signals in */
 
 /* The slot of a descriptor; NULL, with errno, when there is none. */
 struct connection *connection_of(int fd);

@@ -51,14 +51,14 @@ static void catch_signals(void)
 }
 
 /* epoll_sleep lets signals in only when it sleeps. Busy, it finds somebody ready each time, and we
- * would never hear that we are to end: so now and then we let them in ourselves. */
+ * would never hear that we are to end: so we let them in ourselves after some work. */
 static void let_signals_in(void)
 {
-    static unsigned int wake_ups;
     sigset_t ours;
 
-    if (++wake_ups % 64 != 0)
+    if (++busy < 64)
         return;
+    busy = 0;
     sigprocmask(SIG_SETMASK, &while_asleep, &ours);
     sigprocmask(SIG_SETMASK, &ours, NULL);
 }

@@ -611,6 +611,16 @@ def test_ends_though_somebody_is_always_ready(server):
         server.stop()
 
 
+@ours
+@since(2)
+def test_ends_though_it_is_busy_and_slow(start, strace):
+    """The same, where each recv takes 5 ms, as on a machine with other things to do."""
+    server = start(wrapper=strace("recvfrom:delay_enter=5000"))
+    with greedy_client(server), greedy_client(server), greedy_client(server):
+        server.wait_out("connected", 3)
+        server.stop()
+
+
 def until_the_end(sock, data):
     try:
         while sock.send(data) and sock.recv(MIB):
