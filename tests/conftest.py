@@ -39,6 +39,8 @@ def pytest_configure(config):
     # A test holds thousands of connections; the usual limit of 1024 is not enough.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # What a test has measured is not to take the place of what the reader has.
+    os.environ["MEASURED"] = str(BUILD / "tests" / "measured")
 
 
 def pytest_sessionstart(session):

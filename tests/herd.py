@@ -11,111 +11,69 @@ In the pools a connection stands for a job: the same client says one byte after 
 threads alone are counted, not the loop that gives them work.
 """
 import argparse
-import ctypes
 import os
-import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 
-TOP = pathlib.Path(__file__).resolve().parent.parent
-PROGRAM = TOP / os.environ.get("BUILD", "build") / "day05" / "server"
-PR_SET_PDEATHSIG = 1
+from harness import BUILD, Server, wait_until
+from measuring import die_with_parent, main, save
+
+PROGRAM = BUILD / "day05" / "server"
 
 
-def die_with_parent():
-    """Runs in the server before its first line: whatever ends us, even kill -9, ends it too."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def modes(program=PROGRAM):
+def modes():
     """The names of all modes, in the order of the server's own list."""
-    text = subprocess.run([program, "-m", "help"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([PROGRAM, "-m", "help"], capture_output=True, text=True, check=True).stdout
     return [line.split()[0] for line in text.splitlines()]
 
 
-class Server:
-    """A running server: with Server("epoll", 10) as server: ..."""
+def scoreboard(server, ask=True):
+    """The rows of the next table by worker ("1", ..., "loop", "sum"), each a dict by column. ask=False: of
+    the last one that was printed."""
+    seen = len([line for line in server.out if line.startswith("worker ")])
+    if ask:
+        os.kill(server.pid, signal.SIGUSR1)
+        server.wait_out("^sum ", seen + 1)
+    lines = server.out
+    head = max(i for i, line in enumerate(lines) if line.startswith("worker "))
+    columns = lines[head].split()[1:]
+    rows = {}
+    for line in lines[head + 1:]:
+        if re.match(r"(\d+|loop|sum) ", line):
+            name, *numbers = line.split()
+            rows[name] = dict(zip(columns, map(float, numbers)))
+    return rows
 
-    def __init__(self, mode, workers, delay=0, program=PROGRAM):
+
+class Herd(Server):
+    """Day 5 in one of its modes: with Herd("epoll", 10) as server: ..."""
+
+    def __init__(self, mode, workers, delay=0):
+        super().__init__([PROGRAM, "-m", mode, "-w", str(workers), "-d", str(delay), "0"],
+                         prepare=die_with_parent, start_new_session=True)
         self.mode, self.workers, self.delay = mode, workers, delay
         self.pool = mode.startswith("pool")
-        self.output = tempfile.NamedTemporaryFile("r", prefix="herd-")
-        command = [program, "-m", mode, "-w", str(workers), "-d", str(delay), "0"]
-        self.process = subprocess.Popen(
-            command, stdout=open(self.output.name, "w"), stdin=subprocess.DEVNULL,
-            start_new_session=True, preexec_fn=die_with_parent)
-        self.port = int(self.wait_for("listening on ").rsplit(":", 1)[1])
-        self.await_workers()
+        self.listening()
+        wait_until(lambda: len(self.tasks()) == workers + self.pool, "all workers")
+        self.settle()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.stop()
-
-    def stop(self):
-        """Ends the server; returns its exit status."""
-        if self.process.poll() is None:
-            self.process.terminate()
-        try:
-            return self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
-
-    # ---- what it prints
-
-    def wait_for(self, start, seconds=10):
-        """The next line that starts so."""
-        line, deadline = "", time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            line += self.output.readline()
-            if not line.endswith("\n"):
-                time.sleep(0.001)
-            elif line.startswith(start):
-                return line.rstrip()
-            else:
-                line = ""
-        raise TimeoutError(f"{self.mode}: no line {start!r}")
-
-    def scoreboard(self, ask=True):
-        """The rows of the next table by worker ("1", ..., "loop", "sum"), each a dict by column."""
-        if ask:
-            self.process.send_signal(signal.SIGUSR1)
-        columns = self.wait_for("worker ").split()
-        rows = {}
-        while "sum" not in rows:
-            fields = self.wait_for("").split()
-            if len(fields) == len(columns) and (fields[0] in ("loop", "sum") or fields[0].isdigit()):
-                rows[fields[0]] = dict(zip(columns[1:], map(float, fields[1:])))
-        return rows
-
-    # ---- what the kernel knows of it
-
-    def processes(self):
-        path = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
-        return [int(pid) for pid in open(path).read().split()]
+        self.kill()
 
     def tasks(self):
         """Where the kernel tells of each worker; in a pool the loop comes first."""
         found = []
-        for pid in self.processes():
+        for pid in self.processes()[1:]:
             tids = sorted(int(tid) for tid in os.listdir(f"/proc/{pid}/task"))
             found += [f"/proc/{pid}/task/{tid}" for tid in tids]
         return found
-
-    def await_workers(self):
-        expected = self.workers + 1 if self.pool else self.workers
-        deadline = time.monotonic() + 20
-        while len(self.tasks()) < expected:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.mode}: not all workers are there")
-            time.sleep(0.005)
-        self.settle()
 
     def look(self):
         """(all of them sleep, their switches). In a pool the loop has to sleep, but is not counted."""
@@ -151,7 +109,7 @@ class Server:
 
     def apart(self):
         """Wake-ups that no newcomer caused, so far: the end of each nap, and of each time-out."""
-        total = self.scoreboard()["sum"]
+        total = scoreboard(self)["sum"]
         naps = total["returned"] if self.delay and self.mode != "accept" else 0
         return int(naps + total["timed-out"])
 
@@ -187,19 +145,19 @@ def count_jobs(server, jobs, tick):
             woken += server.settle() - before
             tick()
         server.settle()
-        return woken, server.scoreboard()
+        return woken, scoreboard(server)
 
 
-def measure(mode, workers=10, connections=100, delay=0, tick=lambda: None, program=PROGRAM):
+def measure(mode, workers=10, connections=100, delay=0, tick=lambda: None):
     """Drives one mode. Returns a dict: mode, connections, returned, nothing, timed_out, woken, each
     (woken for one connection) and got, the connections of every worker."""
-    with Server(mode, workers, delay, program) as server:
+    with Herd(mode, workers, delay) as server:
         if server.pool:
             woken, rows = count_jobs(server, connections, tick)
         else:
             woken = count_connections(server, connections, tick)
             server.settle()
-            rows = server.scoreboard()
+            rows = scoreboard(server)
     total = rows["sum"]
     return {
         "mode": mode,
@@ -258,23 +216,24 @@ def progress(mode, connections):
     return tick
 
 
-def main():
+def run():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=10)
     parser.add_argument("--connections", type=int, help="100, or at most 20 with a delay")
     parser.add_argument("--delay", type=int, default=0, help="ms between being woken and accepting")
     parser.add_argument("--mode", default="all", help="one, or several with commas between")
     options = parser.parse_args()
+    options.command = " ".join(["make herd"] + [
+        "%s=%s" % (name.upper(), value) for name, value in vars(options).items()
+        if value != parser.get_default(name)])
     connections = options.connections or (min(20, 2000 // options.delay) if options.delay else 100)
     chosen = modes() if options.mode == "all" else options.mode.split(",")
     results = [measure(mode, options.workers, connections, options.delay,
                        progress(mode, connections)) for mode in chosen]
     print_table(results, options.workers, options.delay)
+    save("herd-delay" if options.delay else "herd", options.command, workers=options.workers,
+         delay=options.delay, modes=results)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted")
+    main(run)

@@ -9,22 +9,15 @@ byte at the same time and wait for the answers; they are in flight. Then some ot
 (SCHED_BATCH), so that requests really come together.
 """
 import os
-import pathlib
 import select
-import signal
 import socket
 import sys
 
-from herd import Server
+from herd import Herd
+from measuring import main, save
 
 CLIENTS = 1000
 IN_FLIGHT = {1: 1000, 10: 2000, 100: 5000, 1000: 10000}  # and how many requests for each
-
-
-def run_time(server):
-    """Seconds that the workers were on a core."""
-    paths = [pathlib.Path(task) / "schedstat" for task in server.tasks()]
-    return sum(int(path.read_text().split()[0]) for path in paths) / 1e9
 
 
 def request(clients, poll):
@@ -39,27 +32,27 @@ def request(clients, poll):
 
 
 def measure(mode, workers, clients, tick):
-    """For each number in flight: (switches, seconds) of one request."""
+    """For each number in flight: the switches and microseconds of one request."""
     results = {}
-    with Server(mode, workers) as server:
+    with Herd(mode, workers) as server:
         poll, socks = select.epoll(), []
         for _ in range(clients):
             socks.append(socket.create_connection(("127.0.0.1", server.port), 10))
             poll.register(socks[-1], select.EPOLLIN)
         for in_flight, requests in IN_FLIGHT.items():
-            switches, seconds = server.settle(), run_time(server)
+            switches, seconds = server.settle(), server.cpu()
             for start in range(0, requests, in_flight):
                 first = start % clients
                 request(socks[first:first + in_flight], poll)
-            switches, seconds = server.settle() - switches, run_time(server) - seconds
-            results[in_flight] = switches / requests, seconds / requests
+            switches, seconds = server.settle() - switches, server.cpu() - seconds
+            results[in_flight] = {"switches": switches / requests, "cpu": seconds / requests * 1e6}
             tick(f"{mode}: {in_flight} in flight")
         for sock in socks:
             sock.close()
     return results
 
 
-def main():
+def run():
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the server inherits both
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
@@ -72,13 +65,10 @@ def main():
     print(f"{'':>9}   {'switches per request':^22}   {'CPU per request, us':^22}")
     print(f"{'in flight':>9}   {'process each':>13}{'loop':>9}   {'process each':>13}{'loop':>9}")
     for n in IN_FLIGHT:
-        print(f"{n:>9}   {each[n][0]:>13.3f}{loop[n][0]:>9.3f}"
-              f"   {each[n][1] * 1e6:>13.1f}{loop[n][1] * 1e6:>9.1f}")
+        print(f"{n:>9}   {each[n]['switches']:>13.3f}{loop[n]['switches']:>9.3f}"
+              f"   {each[n]['cpu']:>13.1f}{loop[n]['cpu']:>9.1f}")
+    save("switches", "make switches", clients=CLIENTS, each=each, loop=loop)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted")
+    main(run)

@@ -14,6 +14,7 @@ import herd
 from conftest import program
 from harness import (MIB, PATIENCE, ROOT, exchange, failure, receive, receive_all, reset, status_of,
                      wait_until)
+from herd import scoreboard
 
 MODES = ["accept", "poll", "epoll", "epoll-et", "shared", "shared-et", "exclusive", "reuseport",
          "mutex", "pool-signal", "pool-broadcast"]
@@ -36,23 +37,6 @@ def workers_of(server):
 
 def await_workers(server, count):
     wait_until(lambda: len(workers_of(server)) == count, "%d workers" % count)
-
-
-def table(server, ask=True):
-    """The scoreboard: {name of the row: {column: number}}"""
-    seen = len([line for line in server.out if line.startswith("worker ")])
-    if ask:
-        os.kill(server.pid, signal.SIGUSR1)
-        server.wait_out("^sum ", seen + 1)
-    lines = server.out
-    head = max(i for i, line in enumerate(lines) if line.startswith("worker "))
-    columns = lines[head].split()[1:]
-    rows = {}
-    for line in lines[head + 1:]:
-        if re.match(r"(\d+|loop|sum) ", line):
-            name, *numbers = line.split()
-            rows[name] = dict(zip(columns, map(float, numbers)))
-    return rows
 
 
 # ---- Who is woken: the herd and its cures
@@ -99,13 +83,13 @@ def test_the_scoreboard_and_the_kernel_agree(start, mode):
         return sum(int(re.search(r"\nvoluntary_ctxt_switches:\s+(\d+)", status_of(pid))[1])
                    for pid in workers_of(server))
 
-    kernel, board = switches(), table(server)["sum"]["woken"]
+    kernel, board = switches(), scoreboard(server)["sum"]["woken"]
     for _ in range(20):
         with server.connect() as sock:
             assert server.echoes(sock)
             server.settle()
         server.settle()
-    assert switches() - kernel == table(server)["sum"]["woken"] - board >= 20
+    assert switches() - kernel == scoreboard(server)["sum"]["woken"] - board >= 20
 
 
 def test_accept_is_a_queue():
@@ -185,7 +169,7 @@ def test_a_worker_that_dies_is_reported_and_replaced(start):
     await_workers(server, 3)
     socks = [server.connect() for _ in range(30)]
     assert all(server.echoes(sock) for sock in socks)
-    before = table(server)
+    before = scoreboard(server)
     row, victim = next((name, int(r["pid"])) for name, r in before.items()
                        if name != "sum" and r["accepted"] > 0)
     os.kill(victim, signal.SIGKILL)
@@ -202,7 +186,7 @@ def test_a_worker_that_dies_is_reported_and_replaced(start):
     for _ in range(10):
         with server.connect() as sock:
             assert server.echoes(sock)
-    assert table(server)[row]["accepted"] >= before[row]["accepted"]  # its counts are kept
+    assert scoreboard(server)[row]["accepted"] >= before[row]["accepted"]  # its counts are kept
     assert len(server.errors()) == 1
 
 
@@ -236,7 +220,7 @@ def test_the_holder_of_the_accept_mutex_may_die(start):
         await_workers(server, 3)
         sock = server.connect()
         assert server.echoes(sock)
-        rows = table(server)
+        rows = scoreboard(server)
         holder = max((r for name, r in rows.items() if name != "sum"), key=lambda r: r["accepted"])
         os.kill(int(holder["pid"]), signal.SIGKILL)
         with server.connect() as sock:
@@ -319,7 +303,7 @@ def test_one_worker_out_of_descriptors_leaves_the_newcomers_to_the_others(start)
         with server.connect() as sock:
             assert server.echoes(sock)
         server.settle()
-    rows = table(server)
+    rows = scoreboard(server)
     first = max((r for name, r in rows.items() if name != "sum"), key=lambda r: r["accepted"])
     pid = int(first["pid"])
     used = len(os.listdir("/proc/%d/fd" % pid))

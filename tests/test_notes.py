@@ -45,7 +45,8 @@ MAKE = r"(?:make: \*\*\* [^\n]*\n)*"
 
 # What a reader has in the environment: nothing of ours.
 READER = {name: value for name, value in os.environ.items()
-          if name not in ("BUILD", "SAN", "CC", "CFLAGS", "LDFLAGS", "MAKEFLAGS", "MAKELEVEL", "PORT", "ARGS")}
+          if name not in ("BUILD", "SAN", "CC", "CFLAGS", "LDFLAGS", "MAKEFLAGS", "MAKELEVEL", "PORT", "ARGS",
+                        "MEASURED")}
 
 PORT = "8888"  # in the notes; the copy of the tree has another one, which is free
 
