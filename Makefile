@@ -37,6 +37,17 @@ $(foreach day,$(DAYS),$(eval \
 $(eval $(call program,day01/client,day01-block-socket/client.c))
 $(eval $(call program,day04/bzero_pitfall,day04-epoll-class/bzero_pitfall.c))
 
+# ---- What make bench measures beside the days: other servers, and day 3 with a buffer of so many KiB
+
+$(BUILD)/bench/%: tests/bench/%.c tests/bench/listener.h
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 $(WARNING) $(CFLAGS) -o $@ $< $(LDFLAGS) $(if $(filter lib%,$*),-l$(*:lib%=%))
+
+$(BUILD)/bench/buffer-%k: day03-epoll-basic/server.c common/die.c common/die.h
+	@mkdir -p $(@D)
+	sed 's/BUFFER_SIZE = [0-9]* \* 1024/BUFFER_SIZE = $* * 1024/' $< | \
+	    $(CC) -std=gnu11 $(WARNING) $(CFLAGS) -I $(<D) -o $@ -x c - common/die.c $(LDFLAGS)
+
 # ---- What a reader types
 
 $(DAYS): %: $(BUILD)/%/server ## dayNN: build a day, as in make day03
@@ -64,6 +75,15 @@ herd: $(BUILD)/day05/server ## herd [WORKERS=10] [CONNECTIONS=100] [DELAY=0] [MO
 switches: $(BUILD)/day05/server ## switches: a process for each client against one epoll loop, counted
 	@tests/switches.py
 
+bench: programs ## bench [QUICK=1]: our servers beside libev, libuv and libevent, measured
+	@tests/bench.py $(if $(QUICK),--quick)
+
+scale: programs ## scale [QUICK=1]: what idle clients cost, select against epoll
+	@tests/scale.py $(if $(QUICK),--quick)
+
+figures: ## figures [FROM=build/measured]: draw what herd, switches, scale and bench have measured
+	@tests/figures.py $(FROM)
+
 # In two halves at the same time, since most tests wait most of the time.
 test: programs ## test: run all tests
 	@tests/run --version >/dev/null # installs it, if need be, before both want to
@@ -84,7 +104,7 @@ pitfall-%: programs ## pitfall-NAME: break a server in one way, and see which te
 pitfalls: ## pitfalls: list the ways
 	@python3 tests/pitfall.py
 
-SOURCES := $(wildcard common/*.[ch] day0*/*.[ch])
+SOURCES := $(wildcard common/*.[ch] day0*/*.[ch] tests/bench/*.[ch])
 
 lint: ## lint: check the form of the code and look for mistakes
 	@for tool in clang-format cppcheck; do \
@@ -101,4 +121,4 @@ help: ## help: show this
 	    awk -F : '{ printf "  make %s\n        %s\n", $$1, $$2 }'
 	@echo "  with SAN=1 any of these uses AddressSanitizer, with CC=clang another compiler"
 
-.PHONY: all programs client herd switches test check pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))
+.PHONY: all programs client herd switches bench scale figures test check pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))

@@ -22,7 +22,8 @@ def make(*arguments, **options):
 
 def test_help_names_what_there_is():
     text = make("help").stdout
-    for target in ("all", "dayNN", "run-dayNN", "client", "diff-dayNN", "herd", "switches", "test",
+    for target in ("all", "dayNN", "run-dayNN", "client", "diff-dayNN", "herd", "switches", "bench", "scale",
+                   "figures", "test",
                    "test-dayNN", "check", "pitfall-NAME", "pitfalls", "lint", "clean", "help"):
         assert "  make " + target in text
 

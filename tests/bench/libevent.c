@@ -1,0 +1,54 @@
+/* An echo server on libevent, in the way that its interface suggests: a bufferevent for each client, and
+ * what is in its input goes to its output. (So what a client does not read piles up in memory.) */
+#define _GNU_SOURCE
+
+#include <event2/buffer.h>
+#include <event2/bufferevent.h>
+#include <event2/event.h>
+#include <event2/listener.h>
+
+#include "listener.h"
+
+static void on_read(struct bufferevent *client, void *peer)
+{
+    struct evbuffer *input = bufferevent_get_input(client);
+
+    ((struct peer *)peer)->echoed += evbuffer_get_length(input);
+    bufferevent_write_buffer(client, input);
+}
+
+static void on_event(struct bufferevent *client, short events, void *peer)
+{
+    if ((events & (BEV_EVENT_EOF | BEV_EVENT_ERROR)) == 0)
+        return;
+    farewell(peer);
+    bufferevent_free(client);
+    free(peer);
+}
+
+static void on_connection(struct evconnlistener *listener, evutil_socket_t fd,
+                          struct sockaddr *address, int length, void *unused)
+{
+    struct event_base *base = evconnlistener_get_base(listener);
+    struct bufferevent *client = bufferevent_socket_new(base, fd, BEV_OPT_CLOSE_ON_FREE);
+    struct peer *peer = malloc(sizeof(*peer));
+
+    (void)length;
+    (void)unused;
+    if (client == NULL || peer == NULL)
+        errx(1, "no memory for a client");
+    *peer = welcome((struct sockaddr_in *)(void *)address);
+    bufferevent_setcb(client, on_read, NULL, on_event, peer);
+    bufferevent_enable(client, EV_READ | EV_WRITE);
+}
+
+int main(int argc, char *argv[])
+{
+    struct event_base *base = event_base_new();
+
+    (void)argc;
+    if (evconnlistener_new(base, on_connection, NULL, LEV_OPT_CLOSE_ON_FREE, -1,
+                           open_listener(argv)) == NULL)
+        errx(1, "libevent does not take the listener");
+    return event_base_dispatch(base);
+}

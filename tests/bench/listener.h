@@ -1,0 +1,69 @@
+/* What the servers of make bench share: a listener on 127.0.0.1, announced as the days do it, as many
+ * descriptors as the system gives, and the two lines that are printed of each client. (The barest
+ * server prints none.) They are there to be measured, not to be learned from. */
+#ifndef LISTENER_H
+#define LISTENER_H
+
+#include <arpa/inet.h>
+#include <err.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum { BACKLOG = 4096, BUFFER_SIZE = 64 * 1024 }; /* as on all days */
+
+/* Who a client is, and what it had. */
+struct peer {
+    struct in_addr ip;
+    in_port_t port; /* in network byte order, as the address */
+    uint64_t echoed;
+};
+
+static inline struct peer welcome(const struct sockaddr_in *address)
+{
+    struct peer peer = {.ip = address->sin_addr, .port = address->sin_port};
+
+    printf("%s:%d connected\n", inet_ntoa(peer.ip), ntohs(peer.port));
+    return peer;
+}
+
+static inline void farewell(const struct peer *peer)
+{
+    printf("%s:%d left after %" PRIu64 " bytes\n", inet_ntoa(peer->ip), ntohs(peer->port),
+           peer->echoed);
+}
+
+/* Returns a non-blocking listener on the port that argv[1] names, on a free one without it. */
+static inline int open_listener(char *argv[])
+{
+    struct sockaddr_in address = {
+        .sin_family = AF_INET,
+        .sin_port = htons((in_port_t)(argv[1] == NULL ? 0 : atoi(argv[1]))),
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+    };
+    socklen_t length = sizeof(address);
+    struct rlimit limit;
+    int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    signal(SIGPIPE, SIG_IGN);
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    if (bind(fd, (struct sockaddr *)&address, sizeof(address)) == -1 || listen(fd, BACKLOG) == -1)
+        err(1, "listen");
+    getsockname(fd, (struct sockaddr *)&address, &length);
+    printf("listening on 127.0.0.1:%d\n", ntohs(address.sin_port));
+    return fd;
+}
+
+#endif

@@ -1,0 +1,258 @@
+#!/usr/bin/env python3
+"""make figures: draws what make herd, switches, scale and bench have measured.
+
+Reads NAME.json and writes NAME.svg beside it, for each command that has been run. The figures have no
+background, and colours that can be read on a light page and on a dark one. In each stands the checksum
+of its data. The tables of the notes come from here too, so that a test can hold them to the data.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+
+from harness import ROOT
+from measuring import MEASURED
+
+GREY, BLUE, ORANGE = "#787878", "#3b82d0", "#d9701a"
+COMMANDS = {"herd": "make herd", "herd-delay": "make herd DELAY=100", "switches": "make switches",
+            "scale": "make scale", "bench": "make bench"}
+
+
+def load(folder, name):
+    return json.loads((folder / (name + ".json")).read_text())
+
+
+def middle(values):
+    return statistics.median(values)
+
+
+def checksum(folder, *names):
+    return hashlib.sha256(b"".join((folder / (name + ".json")).read_bytes() for name in names)).hexdigest()
+
+
+# ---- Tables
+
+def markdown(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| %s |\n" % " | ".join(map(str, line)) for line in lines)
+
+
+def who(got):
+    """Which workers got the connections."""
+    busy = [n for n in got if n]
+    if len(busy) == 1:
+        return "one"
+    return "all in turn" if len(set(got)) == 1 else "%d of %d" % (len(busy), len(got))
+
+
+def herd_table(herd, delay):
+    napping = {row["mode"]: row for row in delay["modes"]}
+    return markdown(
+        ["mode", "returned", "woken", "with the sleep: returned", "found nothing", "woken", "who gets them"],
+        [[row["mode"], row["returned"], row["woken"], nap["returned"], nap["nothing"], nap["woken"],
+          who(row["got"])] for row in herd["modes"] for nap in [napping[row["mode"]]]])
+
+
+def switches_table(data):
+    each, loop = data["each"], data["loop"]
+    return markdown(
+        ["in flight", "switches for a request: a process each", "one loop",
+         "CPU for a request, us: a process each", "one loop"],
+        [[n, "%.3f" % each[n]["switches"], "%.3f" % loop[n]["switches"],
+          "%.1f" % each[n]["cpu"], "%.1f" % loop[n]["cpu"]] for n in each])
+
+
+def scale_table(data):
+    figures = data["figures"]
+
+    def cell(name, idle):
+        rows = figures[name]
+        if idle not in rows:
+            return "-"
+        cpu = middle(rows[idle]["cpu"])
+        return "%.1f, x %.2f" % (cpu, cpu / middle(rows["0"]["cpu"]))
+
+    def latency(name, idle):
+        return "%.3f" % middle(figures[name][idle]["median"]) if idle in figures[name] else "-"
+
+    idles = max(figures.values(), key=len)
+    return markdown(
+        ["idle clients", *("%s: CPU, us" % day(name) for name in figures), "day 2: ms", "day 3: ms"],
+        [["{:,}".format(int(idle)), *(cell(name, idle) for name in figures),
+          latency("day02", idle), latency("day03", idle)] for idle in idles])
+
+
+def day(name):
+    return "day %d" % int(name[3:]) if name.startswith("day") else name
+
+
+def ratio(figures, name):
+    return middle(figures[name]) / middle(figures["barest"])
+
+
+def echo_table(data):
+    cpu = data["figures"]["cpu"]
+    rest = [data["figures"][what] for what in ("requests", "median", "p99")]
+    return markdown(
+        ["server", "CPU for an echo, us", "range", "x barest", "requests a second", "median, ms", "p99, ms"],
+        [[day(name), "%.2f" % middle(cpu[name]), "%.2f to %.2f" % (min(cpu[name]), max(cpu[name])),
+          "%.2f" % ratio(cpu, name), "{:,.0f}".format(middle(rest[0][name])),
+          "%.2f" % middle(rest[1][name]), "%.2f" % middle(rest[2][name])] for name in cpu])
+
+
+def other_table(data):
+    figures = data["figures"]
+    return markdown(
+        ["server", "connections a second", "CPU for one, us", "stream, MiB a second", "CPU for a GiB, s",
+         "bytes for an idle client"],
+        [[day(name), "{:,.0f}".format(middle(figures["connections"][name])),
+          "%.1f" % middle(figures["cpu-connection"][name]), "{:,.0f}".format(middle(figures["stream"][name])),
+          "%.2f" % middle(figures["cpu-stream"][name]), "{:,.0f}".format(middle(figures["memory"][name]))]
+         for name in figures["memory"]])
+
+
+def buffer_table(data):
+    return markdown(["buffer, KiB", "CPU for a GiB, s", "range"],
+                    [[size, "%.2f" % middle(cpu), "%.2f to %.2f" % (min(cpu), max(cpu))]
+                     for size, cpu in data["buffers"].items()])
+
+
+# name of the figure: the data, the tables
+TABLES = {
+    "herd": (["herd", "herd-delay"], [herd_table]),
+    "switches": (["switches"], [switches_table]),
+    "scale": (["scale"], [scale_table]),
+    "bench": (["bench"], [echo_table, other_table, buffer_table]),
+}
+
+
+# ---- Figures
+
+def canvas(plt, columns=1, height=3.2):
+    figure, axes = plt.subplots(1, columns, figsize=(8, height), layout="constrained", squeeze=False,
+                                sharey=columns > 1)
+    for axis in axes[0]:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes[0]
+
+
+def draw_herd(plt, herd, delay):
+    figure, axes = canvas(plt, 2, 4)
+    titles = ("as it is", "with %d ms of sleep before accept" % delay["delay"])
+    for axis, data, title in zip(axes, (herd, delay), titles):
+        modes = [row["mode"] for row in data["modes"]]
+        for shift, what, color, label in ((-0.2, "woken", BLUE, "woken by the kernel"),
+                                          (0.2, "returned", ORANGE, "returned to the program")):
+            axis.barh([y + shift for y in range(len(modes))],
+                      [row[what] / row["connections"] for row in data["modes"]], 0.4, color=color, label=label)
+        axis.set_yticks(range(len(modes)), modes)
+        axis.set_xlabel("workers for one connection")
+        axis.set_title(title)
+    axes[0].invert_yaxis()
+    axes[0].legend()
+    return figure
+
+
+def draw_switches(plt, data):
+    figure, (axis,) = canvas(plt)
+    for which, color, label in (("each", ORANGE, "a process each"), ("loop", BLUE, "one epoll loop")):
+        rows = data[which]
+        axis.plot([int(n) for n in rows], [row["switches"] for row in rows.values()], "o-", color=color,
+                  label=label)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xticks([int(n) for n in data["each"]], list(data["each"]))
+    axis.set_yticks([1, 0.1, 0.01], ["1", "0.1", "0.01"])
+    axis.set_xlabel("requests in flight")
+    axis.set_ylabel("switches for a request")
+    axis.legend()
+    return figure
+
+
+def draw_scale(plt, data):
+    figure, axes = canvas(plt, 2)
+    labels = {"day02": "day 2, select", "day03": "day 3, epoll"}
+    for name, color in (("day02", ORANGE), ("day03", BLUE)):
+        rows = data["figures"][name]
+        idle = [int(n) for n in rows]
+        axes[0].plot(idle, [middle(row["cpu"]) for row in rows.values()], "o-", color=color, label=labels[name])
+        axes[1].plot(idle, [middle(row["median"]) * 1000 for row in rows.values()], "o-", color=color)
+    for axis, title in zip(axes, ("CPU for an echo", "latency of an echo, median")):
+        axis.set_xscale("symlog", linthresh=100)
+        axis.set_xlim(-8, 30_000)
+        axis.set_xticks([0, 100, 1_000, 10_000], ["0", "100", "1,000", "10,000"])
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("idle clients")
+        axis.set_title(title)
+    axes[0].set_ylabel("us")
+    axes[0].legend()
+    return figure
+
+
+def draw_bench(plt, data):
+    figure, (axis,) = canvas(plt)
+    cpu = data["figures"]["cpu"]
+    names = list(cpu)
+    for y, name in enumerate(names):
+        color = GREY if name == "barest" else BLUE if name.startswith("day") else ORANGE
+        axis.barh(y, middle(cpu[name]), 0.7, color=color)
+        axis.plot([min(cpu[name]), max(cpu[name])], [y, y], color=GREY, linewidth=2)
+        axis.annotate("%.1f (x %.2f)" % (middle(cpu[name]), ratio(cpu, name)), (max(cpu[name]), y), (6, 0), textcoords="offset points",
+                      va="center")
+    axis.axvline(middle(cpu["barest"]), color=GREY, linestyle="--", linewidth=1)
+    axis.set_yticks(range(len(names)), map(day, names))
+    axis.invert_yaxis()
+    axis.set_xlabel("CPU for an echo, us: median and range")
+    return figure
+
+
+DRAW = {"herd": draw_herd, "switches": draw_switches, "scale": draw_scale, "bench": draw_bench}
+STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "echo", "font.family": "sans-serif", "font.size": 10,
+    "axes.titlesize": 10, "legend.frameon": False, "savefig.transparent": True,
+    **{key: GREY for key in ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor",
+                             "xtick.color", "ytick.color", "legend.labelcolor")},
+}
+
+
+def pyplot():
+    """matplotlib.pyplot, of whichever python3 has it."""
+    try:
+        import matplotlib
+    except ImportError:
+        if sys.executable != "/usr/bin/python3" and os.access("/usr/bin/python3", os.X_OK):
+            os.execv("/usr/bin/python3", ["/usr/bin/python3", *sys.argv])
+        sys.exit("figures: matplotlib is missing (Debian: python3-matplotlib)")
+    matplotlib.use("svg")
+    matplotlib.rcParams.update(STYLE)
+    from matplotlib import pyplot as plt
+    return plt
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=MEASURED,
+                        help="where the data are, and the figures go")
+    folder = parser.parse_args().folder.absolute()
+    plt = pyplot()
+    drawn = 0
+    for name, (needed, _) in TABLES.items():
+        missing = [COMMANDS[data] for data in needed if not (folder / (data + ".json")).exists()]
+        if missing:
+            print("no %s.svg: it needs %s" % (name, " and ".join(missing)))
+            continue
+        figure = DRAW[name](plt, *(load(folder, data) for data in needed))
+        path = folder / (name + ".svg")
+        figure.savefig(path, metadata={"Date": None, "Description": checksum(folder, *needed)})
+        path.write_text("".join(line.rstrip() + "\n" for line in path.read_text().splitlines()))
+        print(os.path.relpath(path, ROOT))
+        drawn += 1
+    sys.exit(0 if drawn else 1)
+
+
+if __name__ == "__main__":
+    main()

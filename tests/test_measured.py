@@ -1,0 +1,227 @@
+"""The commands that measure, and what the notes say was measured."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+import bench
+import figures
+import measuring
+from harness import MIB, PATIENCE, ROOT, wait_until
+
+FOLDER = ROOT / "tests" / "measured"
+NOTES = (ROOT / "NOTES.md").read_text()
+DATA = {name: figures.load(FOLDER, name) for name in figures.COMMANDS}
+
+
+# ---- The notes say what is in the data
+
+def test_the_data_come_from_whole_runs():
+    """Not from make bench QUICK=1, nor from a run that left somebody out."""
+    assert {name: data["command"] for name, data in DATA.items()} == figures.COMMANDS
+    assert list(DATA["bench"]["figures"]["cpu"]) == ["barest", *bench.DAYS, *bench.LIBRARIES]
+
+
+@pytest.mark.parametrize("name, number", [(name, number) for name, (_, tables) in figures.TABLES.items()
+                                          for number in range(len(tables))])
+def test_tables_are_those_of_the_data(name, number):
+    """Each stands below a line that names the command and the machine."""
+    needed, tables = figures.TABLES[name]
+    data = [DATA[one] for one in needed]
+    table = tables[number](*data)
+    assert table in NOTES
+    above = NOTES[:NOTES.index(table)].rstrip().rsplit("\n", 1)[1]
+    assert above.startswith("Measured with ")
+    for one in data:
+        assert "`%s`" % one["command"] in above and one["machine"] in above
+
+
+@pytest.mark.parametrize("name", figures.TABLES)
+def test_figures_are_drawn_from_the_data(name):
+    assert "](tests/measured/%s.svg)" % name in NOTES
+    assert figures.checksum(FOLDER, *figures.TABLES[name][0]) in (FOLDER / (name + ".svg")).read_text()
+
+
+def middle(what, name):
+    return statistics.median(DATA["bench"]["figures"][what][name])
+
+
+def price(name, idle, what="cpu"):
+    rows = DATA["scale"]["figures"][name]
+    return statistics.median(rows[idle][what]) / statistics.median(rows["0"][what])
+
+
+def best(what, key):
+    return key(bench.LIBRARIES, key=lambda name: middle(what, name))
+
+
+def quoted():
+    """The sentences of the notes that have figures in them, made from the data."""
+    yield ("Beside a thousand idle clients an echo costs `select` %.0f times the CPU, and takes %.0f times as "
+           "long." % (price("day02", "1000"), price("day02", "1000", "median")))
+    yield ("On day 3 an echo beside 10,000 idle clients costs %.2f times what it costs beside none, on day 4 "
+           "%.2f times, and on day 5, beside 50,000 over four workers, %.2f times."
+           % (price("day03", "10000"), price("day04", "10000"), price("day05", "50000")))
+    ratio = {name: figures.ratio(DATA["bench"]["figures"]["cpu"], name)
+             for name in ("day03", "day04", *bench.LIBRARIES)}
+    yield ("An echo costs %.2f times as much as in the barest loop on day 3, and %.2f times on day 4; with libev "
+           "it is %.2f times, with libuv %.2f, with libevent %.2f." % tuple(ratio.values()))
+    yield ("An idle client costs %.0f bytes on days 3 and 4: a slot in a table, and no buffer."
+           % max(middle("memory", "day03"), middle("memory", "day04")))
+    cheap = best("cpu-connection", min)
+    yield ("A connection costs %.1f us of CPU on day 3, and %.1f with the cheapest of the libraries, %s."
+           % (middle("cpu-connection", "day03"), middle("cpu-connection", cheap), cheap))
+    fast = best("stream", max)
+    yield ("The stream comes to %.2f times that of the best of them, %s, on day 3, and to %.2f times on day 4."
+           % (middle("stream", "day03") / middle("stream", fast), fast,
+              middle("stream", "day04") / middle("stream", fast)))
+    buffers = {int(size): statistics.median(cpu) for size, cpu in DATA["bench"]["buffers"].items()}
+    yield ("With 64 KiB a stream costs %.2f times the CPU that it costs with 4 KiB, and %.2f times that with "
+           "16 KiB. With 128 KiB it would be %.2f times that with 64."
+           % (buffers[64] / buffers[4], buffers[64] / buffers[16], buffers[128] / buffers[64]))
+
+
+@pytest.mark.parametrize("sentence", quoted(), ids=lambda sentence: sentence[:30])
+def test_figures_in_the_text_are_those_of_the_data(sentence):
+    assert sentence in " ".join(NOTES.split())
+
+
+# ---- The commands
+
+needs_redis = pytest.mark.skipif(not measuring.REDIS_BENCHMARK, reason="redis-benchmark is missing")
+
+
+@needs_redis
+def test_bench_measures_all_it_promises():
+    found = bench.measure("day03", quick=True)
+    assert set(found) == set(bench.MEASURES) - {"memory"}
+    assert all(value > 0 for value in found.values())
+
+
+def test_bench_without_what_it_would_like_to_have(monkeypatch, capsys):
+    """The streams and the memory are measured all the same."""
+    def build(name):
+        return name not in bench.LIBRARIES, "x.c:1:10: fatal error: ev.h: No such file or directory"
+
+    monkeypatch.setattr(bench, "build", build)
+    monkeypatch.setattr(bench, "REDIS_BENCHMARK", None)
+    assert bench.contenders() == ["barest", *bench.DAYS]
+    said = capsys.readouterr().out
+    for library, package in bench.LIBRARIES.items():
+        assert "%s is left out: no ev.h (Debian: %s)\n" % (library, package) in said
+    assert "redis-benchmark is missing (Debian: redis-tools): no requests, no connections\n" in said
+    assert set(bench.measure("day02", quick=True)) == {"stream", "cpu-stream"}
+
+
+def test_a_stream_that_loses_bytes_is_no_result(launch, tmp_path):
+    path = tmp_path / "forgetful.py"
+    path.write_text("import socket\n"
+                    "with socket.create_server(('127.0.0.1', 0)) as listener:\n"
+                    "    print('listening on 127.0.0.1:%d' % listener.getsockname()[1], flush=True)\n"
+                    "    for room in (1 << 40, 1 << 20):\n"
+                    "        client = listener.accept()[0]\n"
+                    "        while room > 0 and (data := client.recv(1 << 16)):\n"
+                    "            client.sendall(data)\n"
+                    "            room -= len(data)\n"
+                    "        client.shutdown(socket.SHUT_WR)\n"
+                    "        while client.recv(1 << 16):\n"
+                    "            pass\n")
+    server = launch([sys.executable, str(path)]).listening()
+    server.ours = False  # it ends by a signal, and says so
+    with pytest.raises(AssertionError, match="of 16777216 bytes came back"):
+        measuring.with_stream(server, 16 * MIB)
+
+
+def run(*arguments, folder, **environment):
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False,
+                          timeout=PATIENCE, env={**os.environ, "MEASURED": str(folder), **environment})
+
+
+@needs_redis
+def test_scale(tmp_path):
+    done = run(ROOT / "tests" / "scale.py", "--quick", "--idle", "100", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    data = json.loads((tmp_path / "quick" / "scale.json").read_text())
+    assert data["command"] == "make scale QUICK=1"
+    for rows in data["figures"].values():
+        assert list(rows) == ["0", "100"] and all(row["cpu"][0] > 0 for row in rows.values())
+    assert sum(data["workers"]) == 100
+    assert re.search(r"^ +100( +[\d.]+ x[\d.]+){4}$", done.stdout, re.M)
+
+
+@needs_redis
+def test_a_crowd_is_there_and_leaves(start_day):
+    server = start_day("day03", "0")
+    with measuring.Crowd(server) as crowd:
+        crowd.grow(30)
+        crowd.grow(50)
+        server.wait_out(" connected", 50)
+    server.wait_out(" left ", 50)
+    assert server.stop() == (50, 50, 0)
+
+
+def test_interrupted(tmp_path):
+    """Ctrl-C: a line, and no server is left behind."""
+    process = subprocess.Popen([sys.executable, ROOT / "tests" / "bench.py", "--quick"], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                               env={**os.environ, "MEASURED": str(tmp_path)})
+    assert process.stderr.readline().startswith("round 1 of 1: ")
+    wait_until(lambda: children_of(process.pid), "it to start a server")
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1 and said.endswith("\ninterrupted\n")
+    wait_until(lambda: not running_in(process.pid), "all that it started to end")
+
+
+def children_of(pid):
+    with open("/proc/%d/task/%d/children" % (pid, pid), encoding="ascii") as file:
+        return file.read().split()
+
+
+def running_in(session):
+    """The processes of a session, but for those that are dead and only not buried."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open("/proc/%s/stat" % pid, encoding="utf-8") as file:
+                state, _, _, its_session = file.read().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(its_session) == session and state != "Z":
+            found.append(int(pid))
+    return found
+
+
+# ---- make figures
+
+def has_matplotlib():
+    return any(subprocess.run([python, "-c", "import matplotlib"], capture_output=True, check=False).returncode == 0
+               for python in (sys.executable, "/usr/bin/python3") if shutil.which(python))
+
+
+@pytest.mark.skipif(not has_matplotlib(), reason="matplotlib is missing")
+def test_make_figures(tmp_path):
+    """It draws what there are data for, and names the command for the others."""
+    shutil.copy(FOLDER / "switches.json", tmp_path)
+    done = run(ROOT / "tests" / "figures.py", tmp_path, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no herd.svg: it needs make herd and make herd DELAY=100\n" in done.stdout
+    assert [path.name for path in tmp_path.glob("*.svg")] == ["switches.svg"]
+    text = (tmp_path / "switches.svg").read_text()
+    assert figures.checksum(tmp_path, "switches") in text and "requests in flight" in text
+    assert "#000000" not in text and "#ffffff" not in text  # for dark pages, and light ones
+
+
+def test_make_figures_without_matplotlib(tmp_path):
+    """An interpreter that finds it nowhere."""
+    (tmp_path / "matplotlib.py").write_text("raise ImportError\n")
+    done = run(ROOT / "tests" / "figures.py", tmp_path, folder=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr == "figures: matplotlib is missing (Debian: python3-matplotlib)\n"
