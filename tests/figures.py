@@ -241,11 +241,15 @@ def main():
     plt = pyplot()
     drawn = 0
     for name, (needed, _) in TABLES.items():
-        missing = [COMMANDS[data] for data in needed if not (folder / (data + ".json")).exists()]
+        missing = [COMMANDS[one] for one in needed if not (folder / (one + ".json")).exists()]
         if missing:
             print("no %s.svg: it needs %s" % (name, " and ".join(missing)))
             continue
-        figure = DRAW[name](plt, *(load(folder, data) for data in needed))
+        data = [load(folder, one) for one in needed]
+        if name == "bench" and not data[0]["figures"]["cpu"]:
+            print("no bench.svg: make bench had no redis-benchmark")
+            continue
+        figure = DRAW[name](plt, *data)
         path = folder / (name + ".svg")
         figure.savefig(path, metadata={"Date": None, "Description": checksum(folder, *needed)})
         path.write_text("".join(line.rstrip() + "\n" for line in path.read_text().splitlines()))

@@ -61,7 +61,9 @@ def with_redis_benchmark(server, requests, clients=50, keep_alive=True):
          "-k", str(int(keep_alive)), "-t", "ping_mbulk", "--csv"],
         capture_output=True, text=True, check=True, timeout=100)
     server.settle()
-    row = next(csv.DictReader(io.StringIO(done.stdout)))
+    row = next(csv.DictReader(io.StringIO(done.stdout)), {})
+    if "p50_latency_ms" not in row:
+        sys.exit("redis-benchmark does not tell latencies; 6.2 or newer does")
     return {"cpu": (server.cpu() - before) / requests, "rate": float(row["rps"]),
             "median": float(row["p50_latency_ms"]), "p99": float(row["p99_latency_ms"])}
 
