@@ -240,7 +240,10 @@ static struct connection *connection_of(int fd)
 /* Who this is, as 127.0.0.1:40123, until the next call. */
 static const char *peer_name(const struct connection *c)
 {
-    snprintf(name, sizeof(name), "%s:%d", inet_ntoa(c->ip), ntohs(c->port));
+    char ip[INET_ADDRSTRLEN];
+
+    inet_ntop(AF_INET, &c->ip, ip, sizeof(ip)); /* inet_ntoa is not for several threads */
+    snprintf(name, sizeof(name), "%s:%d", ip, ntohs(c->port));
     return name;
 }
 

@@ -166,6 +166,7 @@ def test_a_crowd_is_there_and_leaves(start_day):
         crowd.grow(50)
         server.wait_out(" connected", 50)
     server.wait_out(" left ", 50)
+    assert len(server.errors(50)) == 50  # they leave with a reset
     assert server.stop() == (50, 50, 0)
 
 
