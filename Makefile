@@ -75,10 +75,10 @@ herd: $(BUILD)/day05/server ## herd [WORKERS=10] [CONNECTIONS=100] [DELAY=0] [MO
 switches: $(BUILD)/day05/server ## switches: a process for each client against one epoll loop, counted
 	@tests/switches.py
 
-bench: programs ## bench [QUICK=1]: our servers beside libev, libuv and libevent, measured
+bench: programs ## bench [QUICK=1]: our servers beside libev, libuv and libevent (three minutes)
 	@tests/bench.py $(if $(QUICK),--quick)
 
-scale: programs ## scale [QUICK=1]: what idle clients cost, select against epoll
+scale: programs ## scale [QUICK=1]: what idle clients cost, select against epoll (two minutes)
 	@tests/scale.py $(if $(QUICK),--quick)
 
 figures: ## figures [FROM=build/measured]: draw what herd, switches, scale and bench have measured

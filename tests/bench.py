@@ -152,7 +152,8 @@ def run():
     buffers = measure_buffers(rounds, options.quick)
     progress("")
 
-    print("%d round%s, medians of them" % (rounds, "" if rounds == 1 else "s"))
+    print("%d round%s on one core: medians, ranges, and ratios to the limit, the barest loop"
+          % (rounds, "" if rounds == 1 else "s"))
     for what, title in MEASURES.items():
         if figures[what]:
             print_table(title, {name: figures[what][name] for name in names}, limit=LIMIT)

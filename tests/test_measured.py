@@ -38,7 +38,7 @@ def test_tables_are_those_of_the_data(name, number):
     needed, tables = figures.TABLES[name]
     data = [DATA[one] for one in needed]
     table = tables[number](*data)
-    assert table in NOTES
+    assert table in NOTES, "NOTES.md should have this table:\n" + table
     above = NOTES[:NOTES.index(table)].rstrip().rsplit("\n", 1)[1]
     assert above.startswith("Measured with ")
     for one in data:
@@ -92,7 +92,7 @@ def quoted():
 
 @pytest.mark.parametrize("sentence", quoted(), ids=lambda sentence: sentence[:30])
 def test_figures_in_the_text_are_those_of_the_data(sentence):
-    assert sentence in " ".join(NOTES.split())
+    assert sentence in " ".join(NOTES.split()), "NOTES.md should say: " + sentence
 
 
 # ---- The commands
