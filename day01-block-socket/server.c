@@ -161,7 +161,7 @@ static const char *peer_name(const struct connection *c)
 {
     char ip[INET_ADDRSTRLEN];
 
-    inet_ntop(AF_INET, &c->ip, ip, sizeof(ip)); /* inet_ntoa is not for several threads */
+    inet_ntop(AF_INET, &c->ip, ip, sizeof(ip)); /* inet_ntoa is not for threads (day 5) */
     snprintf(name, sizeof(name), "%s:%d", ip, ntohs(c->port));
     return name;
 }

@@ -18,9 +18,10 @@ import argparse
 import os
 import re
 import subprocess
+from statistics import median
 
 from harness import MIB, ROOT
-from measuring import (REDIS_BENCHMARK, Crowd, main, median, program, progress, running, save,
+from measuring import (REDIS_BENCHMARK, Crowd, main, program, progress, running, save,
                        with_redis_benchmark, with_stream)
 
 DAYS = ["day02", "day03", "day04", "day05"]

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from harness import BUILD, ROOT, SANITIZED, Server, free_port, split_command
+from harness import BUILD, ROOT, SANITIZED, Server, free_port, split_command, use_all_descriptors
 
 # What the contract is held to: a name, the program, its options.
 SERVERS = {
@@ -36,9 +36,7 @@ def pytest_configure(config):
     # The half of make test that runs in the background was started with SIGINT ignored (sh(1)), and
     # so would be all that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # A test holds thousands of connections; the usual limit of 1024 is not enough.
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    use_all_descriptors()
     # What a test has measured is not to take the place of what the reader has.
     os.environ["MEASURED"] = str(BUILD / "tests" / "measured")
 

@@ -10,9 +10,9 @@ import argparse
 import hashlib
 import json
 import os
-import statistics
 import sys
 from pathlib import Path
+from statistics import median
 
 from harness import ROOT
 from measuring import MEASURED
@@ -24,10 +24,6 @@ COMMANDS = {"herd": "make herd", "herd-delay": "make herd DELAY=100", "switches"
 
 def load(folder, name):
     return json.loads((folder / (name + ".json")).read_text())
-
-
-def middle(values):
-    return statistics.median(values)
 
 
 def checksum(folder, *names):
@@ -73,11 +69,11 @@ def scale_table(data):
         rows = figures[name]
         if idle not in rows:
             return "-"
-        cpu = middle(rows[idle]["cpu"])
-        return "%.1f, x %.2f" % (cpu, cpu / middle(rows["0"]["cpu"]))
+        cpu = median(rows[idle]["cpu"])
+        return "%.1f, x %.2f" % (cpu, cpu / median(rows["0"]["cpu"]))
 
     def latency(name, idle):
-        return "%.3f" % middle(figures[name][idle]["median"]) if idle in figures[name] else "-"
+        return "%.3f" % median(figures[name][idle]["median"]) if idle in figures[name] else "-"
 
     idles = max(figures.values(), key=len)
     return markdown(
@@ -91,7 +87,7 @@ def day(name):
 
 
 def ratio(figures, name):
-    return middle(figures[name]) / middle(figures["barest"])
+    return median(figures[name]) / median(figures["barest"])
 
 
 def echo_table(data):
@@ -99,9 +95,9 @@ def echo_table(data):
     rest = [data["figures"][what] for what in ("requests", "median", "p99")]
     return markdown(
         ["server", "CPU for an echo, us", "range", "x barest", "requests a second", "median, ms", "p99, ms"],
-        [[day(name), "%.2f" % middle(cpu[name]), "%.2f to %.2f" % (min(cpu[name]), max(cpu[name])),
-          "%.2f" % ratio(cpu, name), "{:,.0f}".format(middle(rest[0][name])),
-          "%.2f" % middle(rest[1][name]), "%.2f" % middle(rest[2][name])] for name in cpu])
+        [[day(name), "%.2f" % median(cpu[name]), "%.2f to %.2f" % (min(cpu[name]), max(cpu[name])),
+          "%.2f" % ratio(cpu, name), "{:,.0f}".format(median(rest[0][name])),
+          "%.2f" % median(rest[1][name]), "%.2f" % median(rest[2][name])] for name in cpu])
 
 
 def other_table(data):
@@ -109,15 +105,15 @@ def other_table(data):
     return markdown(
         ["server", "connections a second", "CPU for one, us", "stream, MiB a second", "CPU for a GiB, s",
          "bytes for an idle client"],
-        [[day(name), "{:,.0f}".format(middle(figures["connections"][name])),
-          "%.1f" % middle(figures["cpu-connection"][name]), "{:,.0f}".format(middle(figures["stream"][name])),
-          "%.2f" % middle(figures["cpu-stream"][name]), "{:,.0f}".format(middle(figures["memory"][name]))]
+        [[day(name), "{:,.0f}".format(median(figures["connections"][name])),
+          "%.1f" % median(figures["cpu-connection"][name]), "{:,.0f}".format(median(figures["stream"][name])),
+          "%.2f" % median(figures["cpu-stream"][name]), "{:,.0f}".format(median(figures["memory"][name]))]
          for name in figures["memory"]])
 
 
 def buffer_table(data):
     return markdown(["buffer, KiB", "CPU for a GiB, s", "range"],
-                    [[size, "%.2f" % middle(cpu), "%.2f to %.2f" % (min(cpu), max(cpu))]
+                    [[size, "%.2f" % median(cpu), "%.2f to %.2f" % (min(cpu), max(cpu))]
                      for size, cpu in data["buffers"].items()])
 
 
@@ -179,8 +175,8 @@ def draw_scale(plt, data):
     for name, color in (("day02", ORANGE), ("day03", BLUE)):
         rows = data["figures"][name]
         idle = [int(n) for n in rows]
-        axes[0].plot(idle, [middle(row["cpu"]) for row in rows.values()], "o-", color=color, label=labels[name])
-        axes[1].plot(idle, [middle(row["median"]) * 1000 for row in rows.values()], "o-", color=color)
+        axes[0].plot(idle, [median(row["cpu"]) for row in rows.values()], "o-", color=color, label=labels[name])
+        axes[1].plot(idle, [median(row["median"]) * 1000 for row in rows.values()], "o-", color=color)
     for axis, title in zip(axes, ("CPU for an echo", "latency of an echo, median")):
         axis.set_xscale("symlog", linthresh=100)
         axis.set_xlim(-8, 30_000)
@@ -199,11 +195,11 @@ def draw_bench(plt, data):
     names = list(cpu)
     for y, name in enumerate(names):
         color = GREY if name == "barest" else BLUE if name.startswith("day") else ORANGE
-        axis.barh(y, middle(cpu[name]), 0.7, color=color)
+        axis.barh(y, median(cpu[name]), 0.7, color=color)
         axis.plot([min(cpu[name]), max(cpu[name])], [y, y], color=GREY, linewidth=2)
-        axis.annotate("%.1f (x %.2f)" % (middle(cpu[name]), ratio(cpu, name)), (max(cpu[name]), y), (6, 0), textcoords="offset points",
+        axis.annotate("%.1f (x %.2f)" % (median(cpu[name]), ratio(cpu, name)), (max(cpu[name]), y), (6, 0), textcoords="offset points",
                       va="center")
-    axis.axvline(middle(cpu["barest"]), color=GREY, linestyle="--", linewidth=1)
+    axis.axvline(median(cpu["barest"]), color=GREY, linestyle="--", linewidth=1)
     axis.set_yticks(range(len(names)), map(day, names))
     axis.invert_yaxis()
     axis.set_xlabel("CPU for an echo, us: median and range")

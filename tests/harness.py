@@ -419,5 +419,28 @@ def free_port(ports=range(10_000, 32_000)):
                 pass
 
 
+def use_all_descriptors():
+    """Thousands of connections need them; the usual limit is 1024."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def marked(name):
+    """An environment by which still_running(name) knows a process and all that it starts."""
+    return {**os.environ, "STARTED_BY_TEST": "%s-%d" % (name, os.getpid())}
+
+
+def still_running(name):
+    """The names of the programs that run with that mark."""
+    mark, found = ("STARTED_BY_TEST=%s-%d" % (name, os.getpid())).encode(), []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (path / "environ").read_bytes().split(b"\0"):
+                found.append((path / "comm").read_text().strip())
+        except OSError:
+            pass  # it has ended, or is not ours
+    return found
+
+
 def split_command(text, port):
     return shlex.split(text.replace("{port}", str(port)))

@@ -16,11 +16,10 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 from harness import BUILD, Server, wait_until
-from measuring import die_with_parent, main, save
+from measuring import die_with_parent, main, progress, save
 
 PROGRAM = BUILD / "day05" / "server"
 
@@ -31,13 +30,11 @@ def modes():
     return [line.split()[0] for line in text.splitlines()]
 
 
-def scoreboard(server, ask=True):
-    """The rows of the next table by worker ("1", ..., "loop", "sum"), each a dict by column. ask=False: of
-    the last one that was printed."""
+def scoreboard(server):
+    """Asks for the table by worker: {"1", ..., "loop", "sum": {column: number}}"""
     seen = len([line for line in server.out if line.startswith("worker ")])
-    if ask:
-        os.kill(server.pid, signal.SIGUSR1)
-        server.wait_out("^sum ", seen + 1)
+    os.kill(server.pid, signal.SIGUSR1)
+    server.wait_out("^sum ", seen + 1)
     lines = server.out
     head = max(i for i, line in enumerate(lines) if line.startswith("worker "))
     columns = lines[head].split()[1:]
@@ -125,17 +122,16 @@ class Herd(Server):
             napping = False
 
 
-def count_connections(server, connections, tick):
+def count_connections(server, connections):
     woken = 0
     for _ in range(connections):
         before = server.wakeups()
         with socket.create_connection(("127.0.0.1", server.port), 10):
             woken += server.wakeups(napping=server.mode != "accept") - before
-        tick()
     return woken
 
 
-def count_jobs(server, jobs, tick):
+def count_jobs(server, jobs):
     woken = 0
     with socket.create_connection(("127.0.0.1", server.port), 10) as client:
         for _ in range(jobs):
@@ -143,19 +139,18 @@ def count_jobs(server, jobs, tick):
             client.sendall(b"x")
             client.recv(1)
             woken += server.settle() - before
-            tick()
-        server.settle()
+            server.settle()
         return woken, scoreboard(server)
 
 
-def measure(mode, workers=10, connections=100, delay=0, tick=lambda: None):
+def measure(mode, workers=10, connections=100, delay=0):
     """Drives one mode. Returns a dict: mode, connections, returned, nothing, timed_out, woken, each
     (woken for one connection) and got, the connections of every worker."""
     with Herd(mode, workers, delay) as server:
         if server.pool:
-            woken, rows = count_jobs(server, connections, tick)
+            woken, rows = count_jobs(server, connections)
         else:
-            woken = count_connections(server, connections, tick)
+            woken = count_connections(server, connections)
             server.settle()
             rows = scoreboard(server)
     total = rows["sum"]
@@ -200,22 +195,6 @@ woken     by the kernel; who did not return looked, found nothing and slept on, 
 got       who got how many connections; in the pools a connection is a job""")
 
 
-def progress(mode, connections):
-    """Shows how far a mode is, on stderr if that is a terminal."""
-    done = 0
-
-    def tick():
-        nonlocal done
-        done += 1
-        if sys.stderr.isatty():
-            print(f"\r{mode:<15} {done}/{connections} ", end="", file=sys.stderr, flush=True)
-            if done == connections:
-                print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
-        elif done == connections:
-            print(f"{mode}: {done} done", file=sys.stderr, flush=True)
-    return tick
-
-
 def run():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=10)
@@ -228,8 +207,11 @@ def run():
         if value != parser.get_default(name)])
     connections = options.connections or (min(20, 2000 // options.delay) if options.delay else 100)
     chosen = modes() if options.mode == "all" else options.mode.split(",")
-    results = [measure(mode, options.workers, connections, options.delay,
-                       progress(mode, connections)) for mode in chosen]
+    results = []
+    for mode in chosen:
+        progress("%s: %d connections" % (mode, connections))
+        results.append(measure(mode, options.workers, connections, options.delay))
+    progress("")
     print_table(results, options.workers, options.delay)
     save("herd-delay" if options.delay else "herd", options.command, workers=options.workers,
          delay=options.delay, modes=results)

@@ -12,14 +12,13 @@ import resource
 import shutil
 import signal
 import socket
-import statistics
 import struct
 import subprocess
 import sys
 import threading
 import time
 
-from harness import BUILD, MIB, ROOT, Server, exchange
+from harness import BUILD, MIB, ROOT, Server, exchange, use_all_descriptors
 
 PR_SET_PDEATHSIG = 1
 IP_BIND_ADDRESS_NO_PORT = 24
@@ -133,8 +132,8 @@ class Crowd:
             os.close(until)
             status = 1
             try:
-                for fd in (other for _, other in self.holders):
-                    os.close(fd)
+                for _, end in self.holders:  # or it would live on in us when leave closes it
+                    os.close(end)
                 clients = [self._connect(number) for number in range(first, first + count)]
                 if talk:
                     for sock in clients:
@@ -208,15 +207,6 @@ def save(name, command, quick=False, **data):
     path = folder / (name + ".json")
     path.write_text(text + "\n")
     print("\nThese figures are in %s, too." % os.path.relpath(path, ROOT))
-
-
-def median(values):
-    return statistics.median(values)
-
-
-def use_all_descriptors():
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main(run):

@@ -13,8 +13,9 @@ import argparse
 import os
 import resource
 import sys
+from statistics import median
 
-from measuring import (REDIS_BENCHMARK, Crowd, main, median, program, progress, running, save,
+from measuring import (REDIS_BENCHMARK, Crowd, main, program, progress, running, save,
                        with_redis_benchmark)
 
 WORKERS = 4
@@ -24,11 +25,11 @@ IDLE = [0, 100, 500, 1_000, 5_000, 10_000, 19_000, 50_000]
 SPARE = 100  # descriptors that a process needs for other things
 
 
-def steps(name, most):
+def steps(name):
     """How many idle clients this server gets, one after the other."""
     room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE
     room *= WORKERS if name == "day05" else 1
-    return [count for count in IDLE if count <= min(MOST[name], room, most)]
+    return [count for count in IDLE if count <= min(MOST[name], room)]
 
 
 def spread(server):
@@ -72,7 +73,6 @@ def latency_cell(rows, idle):
 def run():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="see that it works; the figures mean little")
-    parser.add_argument("--idle", type=int, default=IDLE[-1], help="at most so many idle clients")
     options = parser.parse_args()
     if not REDIS_BENCHMARK:
         sys.exit("scale: redis-benchmark is missing (Debian: redis-tools)")
@@ -80,12 +80,12 @@ def run():
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     found, workers = {name: {} for name in OPTIONS}, []
     for name in OPTIONS:
-        if IDLE[len(steps(name, options.idle)) - 1] < min(MOST[name], options.idle):
+        if steps(name)[-1] < MOST[name]:
             print("%s: no more than %d idle clients, for want of descriptors (ulimit -Hn)"
-                  % (name, steps(name, options.idle)[-1]))
+                  % (name, steps(name)[-1]))
     for number in range(rounds):
         for name, rows in found.items():
-            workers = measure(name, steps(name, options.idle), requests, rows,
+            workers = measure(name, steps(name), requests, rows,
                               lambda text: progress("round %d of %d: %s" % (number + 1, rounds, text)))
     progress("")
 

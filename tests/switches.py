@@ -11,10 +11,9 @@ byte at the same time and wait for the answers; they are in flight. Then some ot
 import os
 import select
 import socket
-import sys
 
 from herd import Herd
-from measuring import main, save
+from measuring import main, progress, save
 
 CLIENTS = 1000
 IN_FLIGHT = {1: 1000, 10: 2000, 100: 5000, 1000: 10000}  # and how many requests for each
@@ -31,7 +30,7 @@ def request(clients, poll):
             missing -= 1
 
 
-def measure(mode, workers, clients, tick):
+def measure(mode, workers, clients):
     """For each number in flight: the switches and microseconds of one request."""
     results = {}
     with Herd(mode, workers) as server:
@@ -40,13 +39,13 @@ def measure(mode, workers, clients, tick):
             socks.append(socket.create_connection(("127.0.0.1", server.port), 10))
             poll.register(socks[-1], select.EPOLLIN)
         for in_flight, requests in IN_FLIGHT.items():
+            progress(f"{mode}: {in_flight} in flight")
             switches, seconds = server.settle(), server.cpu()
             for start in range(0, requests, in_flight):
                 first = start % clients
                 request(socks[first:first + in_flight], poll)
             switches, seconds = server.settle() - switches, server.cpu() - seconds
             results[in_flight] = {"switches": switches / requests, "cpu": seconds / requests * 1e6}
-            tick(f"{mode}: {in_flight} in flight")
         for sock in socks:
             sock.close()
     return results
@@ -56,11 +55,9 @@ def run():
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the server inherits both
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
-    def tick(text):
-        print(text, file=sys.stderr, flush=True)
-
-    each = measure("accept", CLIENTS, CLIENTS, tick)
-    loop = measure("exclusive", 1, CLIENTS, tick)
+    each = measure("accept", CLIENTS, CLIENTS)
+    loop = measure("exclusive", 1, CLIENTS)
+    progress("")
     print(f"{CLIENTS} clients, served by a process each and by one loop:\n")
     print(f"{'':>9}   {'switches per request':^22}   {'CPU per request, us':^22}")
     print(f"{'in flight':>9}   {'process each':>13}{'loop':>9}   {'process each':>13}{'loop':>9}")

@@ -151,6 +151,5 @@ def test_no_memory_for_one_more_client(server):
     assert server.echoes(first)
 
 
-
 def test_a_wake_up_costs_the_same_however_many_are_idle(start_day, price_of_idle_clients):
     assert price_of_idle_clients(start_day("day03", "0"), 900) < 1.5

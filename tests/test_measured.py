@@ -1,22 +1,21 @@
 """The commands that measure, and what the notes say was measured."""
 
-import contextlib
 import json
 import os
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
-from pathlib import Path
+from statistics import median
 
 import pytest
 
 import bench
 import figures
 import measuring
-from harness import MIB, PATIENCE, ROOT, wait_until
+import scale
+from harness import MIB, PATIENCE, ROOT, marked, still_running, wait_until
 
 FOLDER = ROOT / "tests" / "measured"
 NOTES = (ROOT / "NOTES.md").read_text()
@@ -52,12 +51,12 @@ def test_figures_are_drawn_from_the_data(name):
 
 
 def middle(what, name):
-    return statistics.median(DATA["bench"]["figures"][what][name])
+    return median(DATA["bench"]["figures"][what][name])
 
 
 def price(name, idle, what="cpu"):
     rows = DATA["scale"]["figures"][name]
-    return statistics.median(rows[idle][what]) / statistics.median(rows["0"][what])
+    return median(rows[idle][what]) / median(rows["0"][what])
 
 
 def best(what, key):
@@ -84,7 +83,7 @@ def quoted():
     yield ("The stream comes to %.2f times that of the best of them, %s, on day 3, and to %.2f times on day 4."
            % (middle("stream", "day03") / middle("stream", fast), fast,
               middle("stream", "day04") / middle("stream", fast)))
-    buffers = {int(size): statistics.median(cpu) for size, cpu in DATA["bench"]["buffers"].items()}
+    buffers = {int(size): median(cpu) for size, cpu in DATA["bench"]["buffers"].items()}
     yield ("With 64 KiB a stream costs %.2f times the CPU that it costs with 4 KiB, and %.2f times that with "
            "16 KiB. With 128 KiB it would be %.2f times that with 64."
            % (buffers[64] / buffers[4], buffers[64] / buffers[16], buffers[128] / buffers[64]))
@@ -141,24 +140,25 @@ def test_a_stream_that_loses_bytes_is_no_result(launch, tmp_path):
         measuring.with_stream(server, 16 * MIB)
 
 
-def run(*arguments, folder, **environment):
-    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False,
-                          timeout=PATIENCE, env={**os.environ, "MEASURED": str(folder), **environment})
-
-
 @needs_redis
-def test_scale(tmp_path):
-    done = run(ROOT / "tests" / "scale.py", "--quick", "--idle", "100", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    data = json.loads((tmp_path / "quick" / "scale.json").read_text())
-    assert data["command"] == "make scale QUICK=1"
-    for rows in data["figures"].values():
-        assert list(rows) == ["0", "100"] and all(row["cpu"][0] > 0 for row in rows.values())
-    assert sum(data["workers"]) == 100
-    assert re.search(r"^ +100( +[\d.]+ x[\d.]+){4}$", done.stdout, re.M)
+def test_scale(capsys):
+    found = {"day02": {}, "day05": {}}
+    workers = [scale.measure(name, [0, 100], 500, rows, lambda text: None) for name, rows in found.items()]
+    for rows in found.values():
+        assert list(rows) == [0, 100] and all(row["cpu"][0] > 0 for row in rows.values())
+    assert workers[0] is None and len(workers[1]) == scale.WORKERS and sum(workers[1]) == 100
+    scale.print_table("CPU", found, scale.cpu_cell)
+    assert re.search(r"^ +100( +[\d.]+ x[\d.]+){2}$", capsys.readouterr().out, re.M)
 
 
-@needs_redis
+def test_a_quick_run_does_not_replace_a_whole_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(measuring, "MEASURED", tmp_path)
+    measuring.save("bench", "make bench", rounds=7)
+    measuring.save("bench", "make bench QUICK=1", quick=True, rounds=1)
+    assert json.loads((tmp_path / "bench.json").read_text())["rounds"] == 7
+    assert json.loads((tmp_path / "quick" / "bench.json").read_text())["rounds"] == 1
+
+
 def test_a_crowd_is_there_and_leaves(start_day):
     server = start_day("day03", "0")
     with measuring.Crowd(server) as crowd:
@@ -171,40 +171,15 @@ def test_a_crowd_is_there_and_leaves(start_day):
 
 
 def test_interrupted(tmp_path):
-    """Ctrl-C: a line, and no server is left behind."""
+    """Ctrl-C: it says so, and all that it started ends."""
     process = subprocess.Popen([sys.executable, ROOT / "tests" / "bench.py", "--quick"], text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-                               env={**os.environ, "MEASURED": str(tmp_path)})
-    assert process.stderr.readline().startswith("round 1 of 1: ")
-    wait_until(lambda: "barest" in children_of(process.pid), "it to start a server")
+                               env={**marked("bench"), "MEASURED": str(tmp_path)})
+    wait_until(lambda: "barest" in still_running("bench"), "it to start a server")
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1 and "interrupted" in said.splitlines()
-    wait_until(lambda: not running_in(process.pid), "all that it started to end")
-
-
-def children_of(pid):
-    """Their names."""
-    names = []
-    with open("/proc/%d/task/%d/children" % (pid, pid), encoding="ascii") as file:
-        for child in file.read().split():
-            with contextlib.suppress(OSError):  # it has ended since
-                names.append(Path("/proc/%s/comm" % child).read_text().strip())
-    return names
-
-
-def running_in(session):
-    """The processes of a session, but for those that are dead and only not buried."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open("/proc/%s/stat" % pid, encoding="utf-8") as file:
-                state, _, _, its_session = file.read().rpartition(")")[2].split()[:4]
-        except OSError:
-            continue
-        if int(its_session) == session and state != "Z":
-            found.append(int(pid))
-    return found
+    wait_until(lambda: not still_running("bench"), "all that it started to end")
 
 
 # ---- make figures
@@ -214,11 +189,16 @@ def has_matplotlib():
                for python in (sys.executable, "/usr/bin/python3") if shutil.which(python))
 
 
+def draw(folder, **environment):
+    return subprocess.run([sys.executable, ROOT / "tests" / "figures.py", folder], capture_output=True, text=True,
+                          check=False, timeout=PATIENCE, env={**os.environ, **environment})
+
+
 @pytest.mark.skipif(not has_matplotlib(), reason="matplotlib is missing")
 def test_make_figures(tmp_path):
     """It draws what there are data for, and names the command for the others."""
     shutil.copy(FOLDER / "switches.json", tmp_path)
-    done = run(ROOT / "tests" / "figures.py", tmp_path, folder=tmp_path)
+    done = draw(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "no herd.svg: it needs make herd and make herd DELAY=100\n" in done.stdout
     assert [path.name for path in tmp_path.glob("*.svg")] == ["switches.svg"]
@@ -231,7 +211,7 @@ def test_make_figures(tmp_path):
 def test_make_figures_of_a_bench_without_redis_benchmark(tmp_path):
     data = {**DATA["bench"], "figures": {**DATA["bench"]["figures"], "cpu": {}}}
     (tmp_path / "bench.json").write_text(json.dumps(data))
-    done = run(ROOT / "tests" / "figures.py", tmp_path, folder=tmp_path)
+    done = draw(tmp_path)
     assert "no bench.svg: make bench had no redis-benchmark\n" in done.stdout
     assert done.returncode == 1 and done.stderr == ""
 
@@ -239,6 +219,6 @@ def test_make_figures_of_a_bench_without_redis_benchmark(tmp_path):
 def test_make_figures_without_matplotlib(tmp_path):
     """An interpreter that finds it nowhere."""
     (tmp_path / "matplotlib.py").write_text("raise ImportError\n")
-    done = run(ROOT / "tests" / "figures.py", tmp_path, folder=tmp_path, PYTHONPATH=str(tmp_path))
+    done = draw(tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert done.stderr == "figures: matplotlib is missing (Debian: python3-matplotlib)\n"

@@ -162,7 +162,7 @@ class Terminal:
     def read(self, seconds):
         if select.select([self.master], [], [], seconds)[0]:
             text = os.read(self.master, 1 << 16).decode(errors="replace")
-            text = re.sub("\x1b\\[[0-9;]*m", "", self.seen + text)  # without colours,
+            text = re.sub("\x1b\\[[0-9;]*[mK]", "", self.seen + text)  # without colours,
             self.seen = re.sub("[^\n]*\r(?!\n)", "", text)  # or what was written over
 
     def wait(self, condition):

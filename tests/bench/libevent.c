@@ -1,5 +1,5 @@
-/* An echo server on libevent, in the way that its interface suggests: a bufferevent for each client, and
- * what is in its input goes to its output. (So what a client does not read piles up in memory.) */
+/* An echo server on libevent, the short way: a bufferevent for each client, and what is in its input
+ * goes to its output. (So what a client does not read piles up in memory.) */
 #define _GNU_SOURCE
 
 #include <event2/buffer.h>

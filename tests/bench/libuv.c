@@ -1,5 +1,5 @@
-/* An echo server on libuv, in the way that its interface suggests: a buffer for each read, handed on to
- * the write, and freed when that is done. (So what a client does not read piles up in memory.) */
+/* An echo server on libuv, the short way: a buffer for each read, handed on to the write, and freed
+ * when that is done. (So what a client does not read piles up in memory.) */
 #define _GNU_SOURCE
 
 #include <uv.h>
