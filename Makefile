@@ -4,6 +4,7 @@ CC      ?= cc
 CFLAGS  ?= -O2 -g
 WARNING := -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 PORT    ?= 8888
+ARGS    ?= -v
 
 # make SAN=1 …: with AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of its own.
 ifdef SAN
@@ -22,20 +23,24 @@ all: programs ## all: build everything
 
 # ---- Programs. A server is made of all .c files of its folder, but for those that stand alone.
 
-ALONE := %/client.c %/bzero_pitfall.c
+ALONE := %/client.c %/bzero_pitfall.c %/two_servers.c %/herd.c
 
 # $(1): where to, $(2): the sources beside common/die.c
 define program
 programs: $(BUILD)/$(1)
-$(BUILD)/$(1): $(2) common/die.c $(wildcard $(dir $(firstword $(2)))*.h) common/die.h
+$(BUILD)/$(1): $(2) $(wildcard common/die.[ch] $(dir $(firstword $(2)))*.h)
 	@mkdir -p $$(@D)
 	$$(CC) -std=gnu11 -pthread $(WARNING) $$(CFLAGS) $(SANITIZE) -o $$@ $$(filter %.c,$$^) $$(LDFLAGS)
 endef
 
-$(foreach day,$(DAYS),$(eval \
-    $(call program,$(day)/server,$(filter-out $(ALONE),$(wildcard $(call folder,$(day))/*.c)))))
-$(eval $(call program,day01/client,day01-block-socket/client.c))
-$(eval $(call program,day04/bzero_pitfall,day04-epoll-class/bzero_pitfall.c))
+# $(1): where to, $(2): the sources. If there are any: a step of the notes does not have all files yet.
+there_is = $(if $(wildcard $(firstword $(2))),$(eval $(call program,$(1),$(2))))
+
+$(foreach day,$(DAYS),$(call there_is,$(day)/server,$(filter-out $(ALONE),$(wildcard $(call folder,$(day))/*.c))))
+$(call there_is,day01/client,day01-block-socket/client.c)
+$(call there_is,day04/bzero_pitfall,day04-epoll-class/bzero_pitfall.c)
+$(call there_is,day04/two_servers,$(addprefix day04-epoll-class/,two_servers.c server.c epoll.c))
+$(call there_is,day05/herd,day05-herd/herd.c)
 
 # ---- What make bench measures beside the days: other servers, and day 3 with a buffer of so many KiB
 
@@ -48,18 +53,42 @@ $(BUILD)/bench/buffer-%k: day03-epoll-basic/server.c common/die.c common/die.h
 	sed 's/BUFFER_SIZE = [0-9]* \* 1024/BUFFER_SIZE = $* * 1024/' $< | \
 	    $(CC) -std=gnu11 $(WARNING) $(CFLAGS) -I $(<D) -o $@ -x c - common/die.c $(LDFLAGS)
 
-# ---- What a reader types
+# ---- What a reader types. With STEP=N it is about a day as it stands after a step of the notes, which lies
+# in a tree of its own.
+
+ifdef STEP
+day  = $(lastword $(subst -, ,$@))
+tree = $(BUILD)/steps/$(day)/$(STEP)
+
+$(DAYS):
+	@tests/book/steps.py $(day) $(STEP) $(tree)
+	@$(MAKE) -s -C $(tree) STEP= BUILD=build programs
+	@$(if $(filter $@,$(MAKECMDGOALS)),echo "step $(STEP) of $(day) is built. To run it: make run-$(day) STEP=$(STEP)")
+
+$(DAYS:%=run-%): run-%: %
+	@grep -q getopt $(tree)/$(day)*/*.c && args='$(ARGS)'; $(tree)/build/$(day)/server $$args $(PORT)
+
+$(DAYS:%=test-%): test-%: %
+	@BUILD=$(tree)/build tests/run -q tests --step $(day)/$(STEP)
+
+$(DAYS:%=diff-%):
+	@tests/book/steps.py $(day) $$(($(STEP) - 1)) $(BUILD)/steps/$(day)/$$(($(STEP) - 1))
+	@tests/book/steps.py $(day) $(STEP) $(tree)
+	@cd $(BUILD)/steps/$(day) && \
+	    diff -ruN --color=auto -x build -x Makefile $$(($(STEP) - 1)) $(STEP) || [ $$? = 1 ]
+else
 
 $(DAYS): %: $(BUILD)/%/server ## dayNN: build a day, as in make day03
 	@echo "$@ is built. To run it: make run-$@. To test it: make test-$@. What is new: make diff-$@"
 
-day04: $(BUILD)/day04/bzero_pitfall
+day04: $(BUILD)/day04/bzero_pitfall $(BUILD)/day04/two_servers
+day05: $(BUILD)/day05/herd
 
-$(DAYS:%=run-%): run-%: $(BUILD)/%/server ## run-dayNN [PORT=8888] [ARGS=-v]: run a day in the foreground
+$(DAYS:%=run-%): run-%: $(BUILD)/%/server ## run-dayNN [PORT=8888] [ARGS=-v]: run a day in the foreground; Ctrl-C ends it
 	@$< $(ARGS) $(PORT)
 
 client: $(BUILD)/day01/client ## client: build the client, the same for all days
-	@echo "the client is built. To talk to a server: echo hi | $< [PORT [ADDRESS]]"
+	@echo "the client is built. To talk to a server: echo hi | $< [PORT [HOST]]"
 
 # diff exits with 1 when the files differ, which is the point, and with 2 when it failed.
 $(DAYS:%=diff-%): diff-%: ## diff-dayNN: what is new in a day
@@ -68,11 +97,18 @@ $(DAYS:%=diff-%): diff-%: ## diff-dayNN: what is new in a day
 	for file in server.c $$(cd $$day && ls | grep '\.[ch]$$' | grep -vxE '(server|client|bzero_pitfall)\.c'); do \
 	    diff -uN --color=auto $$before/$$file $$day/$$file || [ $$? = 1 ] || exit 2; done
 
-herd: $(BUILD)/day05/server ## herd [WORKERS=10] [CONNECTIONS=100] [DELAY=0] [MODE=all]: count whom the kernel wakes
-	@tests/herd.py $(if $(WORKERS),--workers $(WORKERS)) $(if $(CONNECTIONS),--connections $(CONNECTIONS)) \
-	    $(if $(DELAY),--delay $(DELAY)) $(if $(MODE),--mode $(MODE))
+$(DAYS:%=test-%): test-%: programs ## test-dayNN: run the tests of a day
+	@tests/parts.py -k $*
+endif
 
-switches: $(BUILD)/day05/server ## switches: a process for each client against one epoll loop, counted
+steps: ## steps: list the steps of each day; dayNN, run-dayNN, test-dayNN and diff-dayNN take STEP=N
+	@tests/book/steps.py
+
+herd: $(BUILD)/day05/herd ## herd [WORKERS=10] [CONNECTIONS=100] [DELAY=0] [WAY=epoll]: count the workers that the kernel wakes
+	@tests/herd.py $(if $(WORKERS),--workers $(WORKERS)) $(if $(CONNECTIONS),--connections $(CONNECTIONS)) \
+	    $(if $(DELAY),--delay $(DELAY)) $(if $(WAY),--way $(WAY))
+
+switches: $(BUILD)/bench/forking $(BUILD)/day03/server ## switches: a process for each client against one epoll loop, counted
 	@tests/switches.py
 
 bench: programs ## bench [QUICK=1]: our servers beside libev, libuv and libevent (three minutes)
@@ -84,15 +120,8 @@ scale: programs ## scale [QUICK=1]: what idle clients cost, select against epoll
 figures: ## figures [FROM=build/measured]: draw what herd, switches, scale and bench have measured
 	@tests/figures.py $(FROM)
 
-# In two halves at the same time, since most tests wait most of the time.
 test: programs ## test: run all tests
-	@tests/run --version >/dev/null # installs it, if need be, before both want to
-	@tests/run -q tests --part 1/2 >$(BUILD)/half.log 2>&1 & half=$$!; \
-	tests/run -q tests --part 2/2; status=$$?; \
-	wait $$half || status=1; echo "and the other half:"; cat $(BUILD)/half.log; exit $$status
-
-$(DAYS:%=test-%): test-%: programs ## test-dayNN: run the tests of a day
-	@tests/run -q tests -k $*
+	@tests/parts.py
 
 check: ## check SERVER='./mine {port}' [TEST=bytes]: hold a server of yours to the contract
 	@[ -n "$(SERVER)" ] || { echo "check: which one? make check SERVER='./mine {port}'"; exit 2; }
@@ -121,4 +150,4 @@ help: ## help: show this
 	    awk -F : '{ printf "  make %s\n        %s\n", $$1, $$2 }'
 	@echo "  with SAN=1 any of these uses AddressSanitizer, with CC=clang another compiler"
 
-.PHONY: all programs client herd switches bench scale figures test check pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))
+.PHONY: all programs client steps herd switches bench scale figures test check pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))

@@ -1,26 +1,28 @@
 /* Day 2: many clients in one thread, with select.
  *
- * New today: sockets that never block, and one place to sleep, pselect, for all of them. There are
- * two sets: whom we want to read from and whom we want to write to. A client is in exactly one of
- * them. Whoever does not take what we hold for it is not read from: that is all of back-pressure.
+ * New today: sockets that never block, and one place to sleep, select, for all of them. There are
+ * two sets: those we want to read from and those we want to write to. A client is in one of them.
+ * While we hold bytes that it does not take, we do not read from it: that is back-pressure.
  *
  * Not yet: more than FD_SETSIZE (1024) descriptors. And each wake-up looks at all of them, up to
- * the highest, even if one alone has something to say. Day 3 mends both.
+ * the highest, even if only one has something to say. Day 3 fixes both.
  *
  * Build:  cc -std=gnu11 -o server server.c ../common/die.c
- * Use:    ./server [-v] [PORT [ADDRESS]]        -v: a line for every wake-up
+ * Use:    ./server [-v] [PORT [HOST]]           -v: a line for every wake-up. Ctrl-C ends it.
  */
 #define _GNU_SOURCE
 
-#include <arpa/inet.h>
 #include <errno.h>
-#include <inttypes.h>
+#include <fcntl.h>
+#include <netdb.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/select.h>
 #include <sys/socket.h>
@@ -29,137 +31,102 @@
 
 #include "../common/die.h"
 
-enum {
-    BACKLOG = 4096,          /* clients that may wait for accept; the kernel may allow less */
-    BUFFER_SIZE = 64 * 1024, /* bytes */
+/* How many clients may wait for accept (the kernel may allow less), and bytes. */
+enum { BACKLOG = 4096, BUFFER_SIZE = 64 * 1024 };
+
+/* Milliseconds: from one look for a free descriptor to the next, and for the farewell. */
+enum { LOOK_AGAIN = 1000, FAREWELL = 500 };
+
+/* An address as text: 127.0.0.1:40123 or [::1]:40123. */
+struct name {
+    char text[80];
 };
 
-/* Bytes that a client sent and did not take back yet. */
+/* Bytes that a client sent and has not taken back yet. */
 struct held {
     size_t length; /* of bytes[] */
     size_t sent;   /* how many of them are gone */
     char bytes[];
 };
 
-/* A client that is connected. */
+/* A client that is connected. An IPv4 address is smaller than an IPv6 one, and fits in as well. */
 struct connection {
     int fd;
-    struct in_addr ip; /* the client's address, in network byte order like the port */
-    in_port_t port;
-    bool open;         /* false: this slot is free */
-    uint64_t echoed;   /* bytes that send has taken for this client */
-    struct held *held; /* NULL: nothing, and we want to read. Else we want to write */
+    struct sockaddr_in6 address;
+    struct held *held; /* NULL: nothing, and we want to read. Otherwise we want to write */
 };
 
-static struct sockaddr_in address; /* where to listen */
-static bool verbose;               /* -v */
+static struct sockaddr_in6 address; /* where to listen */
+static bool verbose;                /* -v */
 
-static volatile sig_atomic_t stop; /* a signal asked us to end */
-static sigset_t while_asleep;      /* the signals that stay blocked while we sleep: none of ours */
 static int listener = -1;
+static int signal_pipe[2]; /* the signal handler writes to the second, the loop reads the first */
+static bool stop;          /* a signal has come: we say goodbye */
 
-static fd_set reading, writing; /* whom we want to read from, whom we want to write to */
-static int highest = -1;        /* the highest descriptor in either set */
+static bool shortage;    /* accept failed for want of descriptors or memory, and we said so */
+static int64_t retry_at; /* if so: when to try again, in milliseconds of now() */
 
-static const int slots = FD_SETSIZE; /* one for each descriptor that an fd_set has room for */
-static struct connection connections[FD_SETSIZE];
+static fd_set reading, writing;                   /* the two sets */
+static struct connection connections[FD_SETSIZE]; /* by descriptor; fd 0: there is none */
+static int connected;                             /* how many there are */
 
-static bool shortage;   /* accept failed for want of descriptors or memory, and we said so */
-static time_t tried_at; /* and when that was */
+static unsigned long long clients, received, echoed; /* totals: connections, bytes, bytes */
 
-static uint64_t clients, received, echoed; /* totals: connections, bytes, bytes */
-static unsigned int busy;                  /* sends and wake-ups since we last let signals in */
-
-static char buffer[BUFFER_SIZE]; /* one for all: a client that owes us nothing needs none */
-static char name[sizeof("255.255.255.255:65535")]; /* what peer_name returns */
+static char buffer[BUFFER_SIZE]; /* one for all: a client to which we owe nothing needs none */
 
 /* ---- Options --------------------------------------------------------------------------------- */
 
 static void usage(void)
 {
-    fprintf(stderr, "usage: server [-v] [PORT [ADDRESS]]\n");
+    fprintf(stderr, "usage: server [-v] [PORT [HOST]]\n");
     exit(2);
 }
 
-/* htons: the network wants the port's high byte first, most machines keep it last. Without it 8888
- * (0x22b8) would become 47138 (0xb822). */
-static in_port_t parse_port(const char *text)
+/* Finds out where to listen: the first address that the host has. (getaddrinfo takes a port that is
+ * too big for another one, so we look at it first.) Says what is wrong and returns false if it
+ * cannot. */
+static bool look_up(const char *port, const char *host)
 {
-    char *end;
-    unsigned long port = strtoul(text, &end, 10);
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;
+    bool digits = port[0] != '\0' && port[strspn(port, "0123456789")] == '\0';
 
-    if (text[0] < '0' || text[0] > '9' || *end != '\0' || port > 65535) {
-        fprintf(stderr, "server: port %s: not a number from 0 to 65535\n", text);
-        usage();
+    if (!digits || strtoul(port, NULL, 10) > 65535) {
+        fprintf(stderr, "server: port %s: not a number from 0 to 65535\n", port);
+        return false;
     }
-    return htons((uint16_t)port);
+    int error = getaddrinfo(host, port, &hints, &found);
+    if (error != 0) {
+        fprintf(stderr, "server: host %s: %s\n", host, gai_strerror(error));
+        return false;
+    }
+    memcpy(&address, found->ai_addr, found->ai_addrlen);
+    freeaddrinfo(found);
+    return true;
 }
 
 static void parse_options(int argc, char *argv[])
 {
     int option;
 
-    while ((option = getopt(argc, argv, "v")) != -1) {
-        if (option == 'v')
-            verbose = true;
-        else
-            usage();
-    }
-    argv += optind;
-    argc -= optind;
-    if (argc > 2)
+    while ((option = getopt(argc, argv, "v")) == 'v')
+        verbose = true;
+
+    const char *port = argc > optind ? argv[optind] : "8888";
+    const char *host = argc > optind + 1 ? argv[optind + 1] : "127.0.0.1";
+    if (option != -1 || argc > optind + 2 || !look_up(port, host))
         usage();
-
-    address.sin_family = AF_INET;
-    address.sin_port = parse_port(argc > 0 ? argv[0] : "8888");
-    if (inet_pton(AF_INET, argc > 1 ? argv[1] : "127.0.0.1", &address.sin_addr) != 1) {
-        fprintf(stderr, "server: address %s: not an IPv4 address\n", argv[1]);
-        usage();
-    }
 }
 
-/* ---- Signals --------------------------------------------------------------------------------- */
+/* ---- Before the first client ----------------------------------------------------------------- */
 
-static void on_signal(int signal_number)
+/* If our parent has closed descriptor 0, 1 or 2, the next socket would get that number, and printf
+ * would write to a client. */
+static void fill_standard_descriptors(void)
 {
-    (void)signal_number;
-    stop = 1;
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) == -1)
+            open("/dev/null", O_RDWR); /* gets the lowest number that is free: this one */
 }
-
-/* Our signals are blocked, but for the time that we sleep: pselect opens the mask and sleeps in one
- * step. So no signal can come between looking at the flag and sleeping, and be lost there. */
-static void catch_signals(void)
-{
-    struct sigaction action = {.sa_handler = on_signal};
-    sigset_t ours;
-
-    sigemptyset(&ours);
-    sigaddset(&ours, SIGINT);
-    sigaddset(&ours, SIGTERM);
-    sigprocmask(SIG_BLOCK, &ours, &while_asleep);
-    sigdelset(&while_asleep, SIGINT);
-    sigdelset(&while_asleep, SIGTERM);
-    if (sigaction(SIGINT, &action, NULL) == -1 || sigaction(SIGTERM, &action, NULL) == -1)
-        die("sigaction");
-
-    /* Whoever writes to a client that is gone gets SIGPIPE, which kills. We prefer send's EPIPE. */
-    signal(SIGPIPE, SIG_IGN);
-}
-
-/* pselect lets signals in only when it sleeps. Busy, it finds somebody ready each time, and we
- * would never hear that we are to end: so we let them in ourselves after some work. */
-static void let_signals_in(void)
-{
-    sigset_t ours;
-
-    if (++busy < 64)
-        return;
-    busy = 0;
-    sigprocmask(SIG_SETMASK, &while_asleep, &ours);
-    sigprocmask(SIG_SETMASK, &ours, NULL);
-}
-
-/* ---- The listener ---------------------------------------------------------------------------- */
 
 /* A descriptor past the end of an fd_set would make FD_SET write over whatever lies behind it. We
  * lower our own limit, so that accept says EMFILE before that. */
@@ -167,58 +134,118 @@ static void limit_descriptors(void)
 {
     struct rlimit limit;
 
-    if (getrlimit(RLIMIT_NOFILE, &limit) == -1)
-        die("getrlimit RLIMIT_NOFILE");
+    getrlimit(RLIMIT_NOFILE, &limit);
     if (limit.rlim_cur > FD_SETSIZE)
         limit.rlim_cur = FD_SETSIZE;
-    if (setrlimit(RLIMIT_NOFILE, &limit) == -1)
-        die("setrlimit RLIMIT_NOFILE");
+    setrlimit(RLIMIT_NOFILE, &limit); /* asking for less cannot fail */
+}
+
+static struct name name_of(const struct sockaddr_in6 *whose)
+{
+    struct name name = {"?"};
+    char host[NI_MAXHOST], port[NI_MAXSERV];
+
+    if (getnameinfo((const struct sockaddr *)whose, sizeof(*whose), host, sizeof(host), port,
+                    sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) == 0)
+        snprintf(name.text, sizeof(name.text), strchr(host, ':') ? "[%s]:%s" : "%s:%s", host, port);
+    return name;
+}
+
+static void switch_on(int level, int option, const char *name)
+{
+    int on = 1;
+
+    if (setsockopt(listener, level, option, &on, sizeof(on)) == -1)
+        die("setsockopt %s", name);
 }
 
 static void open_listener(void)
 {
-    const char *ip = inet_ntoa(address.sin_addr);
     socklen_t length = sizeof(address);
-    int on = 1;
 
-    listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    listener = socket(address.sin6_family, SOCK_STREAM | SOCK_NONBLOCK, 0);
     if (listener == -1)
         die("socket");
 
     /* The connections of the server before us may still be in TIME_WAIT; bind all the same. */
-    if (setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) == -1)
-        die("setsockopt SO_REUSEADDR");
-    if (bind(listener, (struct sockaddr *)&address, sizeof(address)) == -1)
-        die("bind %s:%d", ip, ntohs(address.sin_port));
+    switch_on(SOL_SOCKET, SO_REUSEADDR, "SO_REUSEADDR");
+    /* The sockets that accept gives inherit these: an answer does not wait for the acknowledgement
+     * of the last one, a machine that has vanished is noticed, an urgent byte is one like others.
+     * */
+    switch_on(IPPROTO_TCP, TCP_NODELAY, "TCP_NODELAY");
+    switch_on(SOL_SOCKET, SO_KEEPALIVE, "SO_KEEPALIVE");
+    switch_on(SOL_SOCKET, SO_OOBINLINE, "SO_OOBINLINE");
 
+    if (bind(listener, (struct sockaddr *)&address, sizeof(address)) == -1)
+        die("bind %s", name_of(&address).text);
     /* From here on the kernel connects clients by itself, and keeps them until accept. */
     if (listen(listener, BACKLOG) == -1)
-        die("listen %s:%d", ip, ntohs(address.sin_port));
-
+        die("listen %s", name_of(&address).text);
     /* Port 0 lets the kernel choose: ask what it chose. */
     if (getsockname(listener, (struct sockaddr *)&address, &length) == -1)
         die("getsockname");
-    printf("listening on %s:%d\n", inet_ntoa(address.sin_addr), ntohs(address.sin_port));
 }
 
-/* ---- Three verbs: want to read, want to write, forget ---------------------------------------- */
+/* ---- Signals --------------------------------------------------------------------------------- */
 
-/* Wait until this descriptor can be read from, and no longer until it can be written to. */
-static int want_read(int fd)
+/* A flag alone would not do: a signal that comes after we looked at it, but before we sleep, would
+ * leave us asleep. A byte in a pipe stays there, and select says that it can be read. */
+static void on_signal(int signal_number)
 {
-    FD_SET(fd, &reading);
-    FD_CLR(fd, &writing);
-    if (fd > highest)
-        highest = fd;
-    return 0; /* cannot fail; day 3's can */
+    int error = errno;
+    ssize_t n = write(signal_pipe[1], "", 1);
+
+    (void)signal_number;
+    (void)n; /* if the pipe is full, there are bytes enough in it */
+    errno = error;
+}
+
+static void catch_signals(void)
+{
+    struct sigaction action = {.sa_handler = on_signal};
+
+    if (pipe2(signal_pipe, O_NONBLOCK) == -1)
+        die("pipe2");
+    if (sigaction(SIGINT, &action, NULL) == -1 || sigaction(SIGTERM, &action, NULL) == -1)
+        die("sigaction");
+    sigemptyset(&action.sa_mask);
+    sigprocmask(SIG_SETMASK, &action.sa_mask, NULL); /* our parent may have blocked them */
+}
+
+/* ---- Time ------------------------------------------------------------------------------------ */
+
+/* Milliseconds since some moment in the past, by a clock that cannot be set. */
+static int64_t now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000 + time.tv_nsec / 1000000;
+}
+
+static int milliseconds_until(int64_t moment)
+{
+    int64_t left = moment - now();
+
+    return left > 0 ? (int)left : 0;
+}
+
+/* ---- The two sets ---------------------------------------------------------------------------- */
+
+/* Wait until this client can be read from, and no longer until it can be written to. */
+static bool want_read(struct connection *c)
+{
+    FD_SET(c->fd, &reading);
+    FD_CLR(c->fd, &writing);
+    return true; /* cannot fail; day 3's can */
 }
 
 /* The other way round. */
-static int want_write(int fd)
+static bool want_write(struct connection *c)
 {
-    FD_CLR(fd, &reading);
-    FD_SET(fd, &writing);
-    return 0;
+    FD_CLR(c->fd, &reading);
+    FD_SET(c->fd, &writing);
+    return true;
 }
 
 /* Wait for nothing from this descriptor any more. */
@@ -226,138 +253,102 @@ static void forget(int fd)
 {
     FD_CLR(fd, &reading);
     FD_CLR(fd, &writing);
-    while (highest >= 0 && !FD_ISSET(highest, &reading) && !FD_ISSET(highest, &writing))
-        highest--;
-}
-
-/* The listener is one more descriptor to read from: readable when accept has somebody to give.
- * Out of descriptors we forget it, which leaves the newcomers in the backlog. */
-static int start_accepting(void)
-{
-    return want_read(listener);
-}
-
-static void stop_accepting(void)
-{
-    forget(listener);
 }
 
 /* ---- A client, from arrival to leaving ------------------------------------------------------- */
 
-/* The slot of a descriptor; NULL, with errno, when there is none. */
-static struct connection *connection_of(int fd)
+/* Gives back all that the client had. Returns false: it is gone. */
+static bool drop(struct connection *c, const char *why)
 {
-    if (fd >= slots) {
-        errno = EMFILE;
-        return NULL;
-    }
-    return &connections[fd];
-}
-
-/* Who this is, as 127.0.0.1:40123, until the next call. */
-static const char *peer_name(const struct connection *c)
-{
-    char ip[INET_ADDRSTRLEN];
-
-    inet_ntop(AF_INET, &c->ip, ip, sizeof(ip)); /* inet_ntoa is not for threads (day 5) */
-    snprintf(name, sizeof(name), "%s:%d", ip, ntohs(c->port));
-    return name;
-}
-
-/* Says who goes and why, and gives back all that the client had. */
-static void drop(struct connection *c, const char *why)
-{
-    printf("%s left after %" PRIu64 " bytes: %s\n", peer_name(c), c->echoed, why);
+    if (verbose)
+        printf("fd %d: %s left: %s\n", c->fd, name_of(&c->address).text, why);
     forget(c->fd);
     close(c->fd);
     free(c->held);
-    c->held = NULL;
-    c->open = false;
-    if (shortage) /* a descriptor is free again */
-        start_accepting();
+    *c = (struct connection){0};
+    connected--;
+    retry_at = 0; /* a descriptor is free again */
+    return false;
 }
 
-/* One client's trouble costs that client, and nobody else: a server never exits here. */
-static void fail(struct connection *c, const char *call)
+/* The same for a client that has not taken all that is on its way: what our kernel still has for it
+ * was not echoed. (tcp(7) calls this number SIOCOUTQ. An end of file on its way counts as a byte.)
+ * */
+static bool give_up(struct connection *c, const char *why)
 {
-    complain("%s %s", call, peer_name(c));
-    drop(c, strerror(errno));
+    int unsent = 0;
+
+    ioctl(c->fd, TIOCOUTQ, &unsent);
+    if (unsent > 0)
+        echoed -= (size_t)unsent - (listener == -1);
+    return drop(c, why);
 }
 
-static void add_connection(int fd, const struct sockaddr_in *peer)
+/* One client's trouble costs that client alone: a server never exits here. Returns false. */
+static bool fail(struct connection *c, const char *call)
 {
-    struct connection *c = connection_of(fd);
+    complain("%s %s", call, name_of(&c->address).text);
+    return give_up(c, strerror(errno));
+}
 
-    if (c == NULL) {
-        complain("no room for %s:%d", inet_ntoa(peer->sin_addr), ntohs(peer->sin_port));
-        close(fd);
+static void add_connection(int fd, const struct sockaddr_in6 *from)
+{
+    connections[fd] = (struct connection){.fd = fd, .address = *from};
+    connected++;
+    clients++;
+    if (verbose)
+        printf("fd %d: %s connected\n", fd, name_of(from).text);
+    want_read(&connections[fd]);
+}
+
+/* Without a free descriptor, or memory, none can be accepted, and as long as there are newcomers in
+ * the backlog the listener is readable: waiting for it would not let us sleep. So we leave them
+ * there, and look again after a while or when a client has left. Other errors are those of one
+ * connection, which is gone before we could have it. */
+static void accept_failed(void)
+{
+    bool no_room = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
+
+    if (errno == EAGAIN) { /* the backlog is empty, so whatever we were short of is there again */
+        shortage = false;
+        FD_SET(listener, &reading);
         return;
     }
-    /* The name is kept, for a client that is gone has none to ask for: getpeername would fail. */
-    *c = (struct connection){.fd = fd, .ip = peer->sin_addr, .port = peer->sin_port, .open = true};
-    clients++;
-    printf("%s connected\n", peer_name(c));
-    if (want_read(fd) == -1)
-        fail(c, "want_read");
-}
-
-/* accept did not give us a client. Returns whether to ask it for the next one. */
-static bool accept_failed(void)
-{
-    switch (errno) {
-    case EAGAIN: /* the backlog is empty */
-        shortage = false;
-        return false;
-    case EINTR:
-        return true;
-    case ECONNABORTED: /* that client gave up while it was in the backlog */
-        complain("accept");
-        return true;
-    default: /* EMFILE, ENFILE, ENOMEM, ENOBUFS: nobody can be taken, and as long as somebody is in
-              * the backlog the listener is readable: waiting for it would not let us sleep. */
-        if (!shortage)
-            complain("accept: newcomers have to wait");
+    if (!shortage || !no_room)
+        complain(no_room ? "accept: newcomers have to wait" : "accept");
+    if (no_room) {
         shortage = true;
-        tried_at = time(NULL);
-        stop_accepting();
-        return false;
+        retry_at = now() + LOOK_AGAIN;
+        forget(listener);
     }
 }
 
-/* Takes all that are in the backlog: one wake-up may stand for many newcomers. */
-static void accept_clients(void)
+/* Takes one newcomer. If there are more, the listener stays readable, and the clients that we have
+ * get their turn first. */
+static void accept_client(void)
 {
-    struct sockaddr_in peer = {0};
-    bool more = true;
+    struct sockaddr_in6 from;
+    socklen_t length = sizeof(from);
+    int fd = accept4(listener, (struct sockaddr *)&from, &length, SOCK_NONBLOCK);
 
-    while (more) {
-        socklen_t length = sizeof(peer);
-        int fd = accept4(listener, (struct sockaddr *)&peer, &length, SOCK_NONBLOCK);
-        if (fd == -1)
-            more = accept_failed();
-        else
-            add_connection(fd, &peer);
-    }
+    if (fd == -1)
+        accept_failed();
+    else
+        add_connection(fd, &from);
 }
 
 /* Sends what the kernel has room for, which may be less than all (a short write) or nothing, and
  * counts it. Returns how many bytes that was, -1 when the client had to be dropped. */
 static ssize_t send_some(struct connection *c, const char *bytes, size_t length)
 {
-    ssize_t n;
+    ssize_t n = send(c->fd, bytes, length, 0);
 
-    do
-        n = send(c->fd, bytes, length, 0);
-    while (n == -1 && errno == EINTR);
     if (n == -1 && errno == EAGAIN)
         return 0;
-    if (n == -1) {
+    if (n == -1)
         fail(c, "send");
-        return -1;
-    }
-    c->echoed += (uint64_t)n;
-    echoed += (uint64_t)n;
-    busy++;
+    else
+        echoed += (size_t)n;
     return n;
 }
 
@@ -374,49 +365,45 @@ static void hold(struct connection *c, const char *bytes, size_t length)
     held->sent = 0;
     memcpy(held->bytes, bytes, length);
     c->held = held;
-    if (want_write(c->fd) == -1)
-        fail(c, "want_write");
+    want_write(c);
 }
 
-/* There is room again: more of what is held goes out. When all of it is gone we read on. */
-static void send_rest(struct connection *c)
+/* There is room again: more of what is held goes out. When all of it is gone we read on. Returns
+ * false if the client is gone. */
+static bool send_rest(struct connection *c)
 {
     struct held *held = c->held;
     ssize_t n = send_some(c, held->bytes + held->sent, held->length - held->sent);
 
     if (n == -1)
-        return;
+        return false;
     held->sent += (size_t)n;
     if (held->sent < held->length)
-        return;
+        return true;
     free(held);
     c->held = NULL;
-    if (want_read(c->fd) == -1)
-        fail(c, "want_read");
+    return want_read(c);
 }
 
 /* Reads once and gives back what came: n bytes, never the whole buffer. TCP knows no messages: what
  * a client sent in one piece may come in three, and the other way round. A client that closes its
  * sending side (0 bytes) has had all its answers, since we do not read while something is held.
- * Returns whether it is worth to try again at once. */
+ * Returns whether there may be more to read. */
 static bool echo(struct connection *c)
 {
-    ssize_t n;
+    ssize_t n = recv(c->fd, buffer, sizeof(buffer), 0);
 
-    do
-        n = recv(c->fd, buffer, sizeof(buffer), 0);
-    while (n == -1 && errno == EINTR);
     if (n == -1 && errno == EAGAIN)
         return false;
-    if (n == -1) {
-        fail(c, "recv");
-        return false;
-    }
-    if (n == 0) {
-        drop(c, "closed by the client");
-        return false;
-    }
-    received += (uint64_t)n;
+    if (n == -1)
+        return fail(c, "recv");
+    if (n == 0 && listener == -1) /* its goodbye: it may not have got all of ours yet */
+        return give_up(c, "closed by the client");
+    if (n == 0)
+        return drop(c, "closed by the client");
+    received += (size_t)n;
+    if (listener == -1) /* we have said goodbye: it gets no more answers */
+        return true;
 
     ssize_t sent = send_some(c, buffer, (size_t)n);
     if (sent != -1 && sent < n)
@@ -424,81 +411,108 @@ static bool echo(struct connection *c)
     return sent == n;
 }
 
+/* Sends what is held, as far as there is room, and then an end of file. A close at this moment
+ * would be a reset if the client has sent more, and a reset destroys what is on its way. So we let
+ * the client end the connection, and throw away what it sends until then. */
+static void say_goodbye(struct connection *c)
+{
+    if (c->held != NULL && !send_rest(c))
+        return;
+    free(c->held);
+    c->held = NULL;
+    shutdown(c->fd, SHUT_WR);
+    want_read(c);
+}
+
 /* ---- The loop -------------------------------------------------------------------------------- */
 
 static void print_ready(int ready, const fd_set *readable, const fd_set *writable)
 {
     printf("woke up: %d ready", ready);
-    for (int fd = 0; fd <= highest; fd++)
+    for (int fd = 0; fd < FD_SETSIZE; fd++)
         if (FD_ISSET(fd, readable) || FD_ISSET(fd, writable))
             printf(", fd %d %s", fd, FD_ISSET(fd, readable) ? "readable" : "writable");
     printf("\n");
 }
 
-/* Sleeps until something is ready, and hands each ready descriptor to its owner. */
-static void wait_and_serve(void)
+static void handle(int fd)
+{
+    if (fd == signal_pipe[0])
+        stop = true;
+    else if (fd == listener)
+        accept_client();
+    else if (connections[fd].held != NULL)
+        send_rest(&connections[fd]);
+    else
+        echo(&connections[fd]); /* once: if there is more, select will say so again */
+}
+
+/* Sleeps until something is ready, but at most so many milliseconds; -1: for as long as it takes.
+ * */
+static void wait_and_serve(int milliseconds)
 {
     fd_set readable = reading, writable = writing; /* select writes its answer over the question */
-    struct timespec second = {.tv_sec = 1};
-    int ready =
-        pselect(highest + 1, &readable, &writable, NULL, shortage ? &second : NULL, &while_asleep);
+    struct timeval time = {milliseconds / 1000, milliseconds % 1000 * 1000};
+    int ready = select(FD_SETSIZE, &readable, &writable, NULL, milliseconds < 0 ? NULL : &time);
 
-    if (ready == -1 && errno == EINTR)
-        return;
+    if (ready == -1 && errno != EINTR) {
+        complain("select");
+        usleep(100 * 1000); /* out of memory, perhaps: to try again at once would not help */
+    }
     if (ready == -1)
-        die("pselect");
+        return;
     if (verbose)
         print_ready(ready, &readable, &writable);
 
-    for (int fd = 0; ready > 0; fd++) {
-        if (FD_ISSET(fd, &readable) && fd == listener)
-            accept_clients();
-        else if (FD_ISSET(fd, &readable))
-            echo(connection_of(fd)); /* once: if more is there, select will say so again */
-        else if (FD_ISSET(fd, &writable))
-            send_rest(connection_of(fd));
-        else
-            continue;
-        ready--;
-    }
+    for (int fd = 0; ready > 0; fd++)
+        if (FD_ISSET(fd, &readable) || FD_ISSET(fd, &writable)) {
+            handle(fd);
+            ready--;
+        }
 }
 
 static void serve(void)
 {
-    start_accepting();
     while (!stop) {
-        wait_and_serve();
-        if (shortage && time(NULL) != tried_at)
-            start_accepting(); /* perhaps it was the system's, and is over */
-        let_signals_in();
+        wait_and_serve(shortage ? milliseconds_until(retry_at) : -1);
+        if (shortage && milliseconds_until(retry_at) == 0)
+            accept_client();
     }
 }
 
-/* Stops to accept, gives what is held one more chance, and does not wait: who has not read until
- * now could keep us for ever. */
+/* Stops accepting and says goodbye. Clients that have not ended by then have taken their time. */
 static void finish(void)
 {
-    stop_accepting();
+    int64_t end = now() + FAREWELL;
+
+    forget(signal_pipe[0]);
+    forget(listener);
     close(listener);
-    shortage = false;
-    for (int fd = 0; fd < slots; fd++) {
-        struct connection *c = connection_of(fd);
-        if (c->open && c->held != NULL)
-            send_rest(c);
-        if (c->open)
-            drop(c, "server stopped");
-    }
-    printf("served %" PRIu64 " clients: %" PRIu64 " bytes echoed, %" PRIu64 " undelivered\n",
-           clients, echoed, received - echoed);
+    for (int fd = 0; fd < FD_SETSIZE; fd++)
+        if (connections[fd].fd != 0)
+            say_goodbye(&connections[fd]);
+    listener = -1;
+    while (connected > 0 && milliseconds_until(end) > 0)
+        wait_and_serve(milliseconds_until(end));
+    for (int fd = 0; fd < FD_SETSIZE; fd++)
+        if (connections[fd].fd != 0)
+            give_up(&connections[fd], "server stopped");
+    printf("served %llu client%s: %llu bytes echoed, %llu undelivered\n", clients,
+           clients == 1 ? "" : "s", echoed, received - echoed);
 }
 
 int main(int argc, char *argv[])
 {
     setvbuf(stdout, NULL, _IOLBF, 0); /* line by line, also into a pipe or a file */
     parse_options(argc, argv);
-    catch_signals();
+    fill_standard_descriptors();
     limit_descriptors();
+    signal(SIGPIPE, SIG_IGN); /* sending to a client that is gone is an error, not our end */
     open_listener();
+    catch_signals();
+    FD_SET(listener, &reading);
+    FD_SET(signal_pipe[0], &reading);
+    printf("listening on %s\n", name_of(&address).text);
     serve();
     finish();
     return EXIT_SUCCESS;

@@ -1,525 +1,506 @@
-/* Day 4: the same server, with epoll put away in an object.
+/* Day 4: the server of day 3 as an object, and nothing outside of it. See server.h.
  *
- * New today: the instance and its array of events are one thing, struct epoll, behind six functions
- * (epoll.h). Each event leads to its connection by a pointer, and the loop shrinks to a few lines.
- *
- * Not yet: a second core. It is still one process (day 5).
- *
- * Build:  cc -std=gnu11 -o server server.c epoll.c ../common/die.c
- * Use:    ./server [-ev] [PORT [ADDRESS]]       -e: edge-triggered, -v: a line for every wake-up
+ * The functions stand in the same order and do the same. What was a variable of the file is a
+ * member of struct server, and the connections are a list: an event leads to its connection by a
+ * pointer.
  */
-#ifndef __linux__
-#error "This day needs epoll, which only Linux has. Days 1 and 2 do without it."
-#endif
 #define _GNU_SOURCE
 
-#include <arpa/inet.h>
 #include <errno.h>
-#include <inttypes.h>
-#include <netinet/in.h>
+#include <netdb.h>
+#include <netinet/tcp.h>
 #include <signal.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "../common/die.h"
-#include "epoll.h"
+#include "server.h"
 
-enum {
-    BACKLOG = 4096,          /* clients that may wait for accept; the kernel may allow less */
-    BUFFER_SIZE = 64 * 1024, /* bytes */
-    EVENTS = 256,            /* that one epoll_sleep may report; the others follow in the next */
-    ROUNDS = 16,             /* edge-triggered: reads from one client before the others' turn */
-    BLOCK = 1024,            /* slots that are allocated together */
-};
+/* How many clients may wait for accept (the kernel may allow less). */
+enum { BACKLOG = 4096 };
 
-/* Bytes that a client sent and did not take back yet. */
+/* Milliseconds: from one look for a free descriptor to the next, and for the farewell. */
+enum { LOOK_AGAIN = 1000, FAREWELL = 500 };
+
+/* How many events one wake-up may bring (the others follow in the next), how many reads a client
+ * gets before it is the others' turn (edge-triggered). */
+enum { EVENTS = 64, ROUNDS = 2 };
+
+/* Bytes that a client sent and has not taken back yet. */
 struct held {
     size_t length; /* of bytes[] */
     size_t sent;   /* how many of them are gone */
     char bytes[];
 };
 
-/* A client that is connected. */
+/* A client that is connected. An IPv4 address is smaller than an IPv6 one, and fits in as well. */
 struct connection {
+    struct connection *next, *previous;
+    struct held *held; /* NULL: nothing, and we want to read. Otherwise we want to write */
     int fd;
-    struct in_addr ip; /* the client's address, in network byte order like the port */
-    in_port_t port;
-    bool open;         /* false: this slot is free */
-    uint64_t echoed;   /* bytes that send has taken for this client */
-    struct held *held; /* NULL: nothing, and we want to read. Else we want to write */
+    struct sockaddr_in6 address;
 };
 
-static struct sockaddr_in address; /* where to listen */
-static bool edge_triggered;        /* -e */
-static bool verbose;               /* -v */
+/* ---- Before the first client ----------------------------------------------------------------- */
 
-static volatile sig_atomic_t stop; /* a signal asked us to end */
-static sigset_t while_asleep;      /* the signals that stay blocked while we sleep: none of ours */
-static int listener = -1;
-
-static struct epoll epoll;
-
-static struct connection **blocks; /* of BLOCK slots each */
-static int slots;                  /* in all of them; slot 5 belongs to descriptor 5 */
-
-static bool shortage;   /* accept failed for want of descriptors or memory, and we said so */
-static time_t tried_at; /* and when that was */
-
-static uint64_t clients, received, echoed; /* totals: connections, bytes, bytes */
-static unsigned int busy;                  /* sends and wake-ups since we last let signals in */
-
-static char buffer[BUFFER_SIZE]; /* one for all: a client that owes us nothing needs none */
-static char name[sizeof("255.255.255.255:65535")]; /* what peer_name returns */
-
-/* ---- Options --------------------------------------------------------------------------------- */
-
-static void usage(void)
+bool server_look_up(struct server *s, const char *port, const char *host)
 {
-    fprintf(stderr, "usage: server [-ev] [PORT [ADDRESS]]\n");
-    exit(2);
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;
+    bool digits = port[0] != '\0' && port[strspn(port, "0123456789")] == '\0';
+
+    if (!digits || strtoul(port, NULL, 10) > 65535) {
+        fprintf(stderr, "server: port %s: not a number from 0 to 65535\n", port);
+        return false;
+    }
+    int error = getaddrinfo(host, port, &hints, &found);
+    if (error != 0) {
+        fprintf(stderr, "server: host %s: %s\n", host, gai_strerror(error));
+        return false;
+    }
+    memcpy(&s->address, found->ai_addr, found->ai_addrlen);
+    freeaddrinfo(found);
+    return true;
 }
 
-/* htons: the network wants the port's high byte first, most machines keep it last. Without it 8888
- * (0x22b8) would become 47138 (0xb822). */
-static in_port_t parse_port(const char *text)
+struct name name_of(const struct sockaddr_in6 *whose)
 {
-    char *end;
-    unsigned long port = strtoul(text, &end, 10);
+    struct name name = {"?"};
+    char host[NI_MAXHOST], port[NI_MAXSERV];
 
-    if (text[0] < '0' || text[0] > '9' || *end != '\0' || port > 65535) {
-        fprintf(stderr, "server: port %s: not a number from 0 to 65535\n", text);
-        usage();
-    }
-    return htons((uint16_t)port);
+    if (getnameinfo((const struct sockaddr *)whose, sizeof(*whose), host, sizeof(host), port,
+                    sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) == 0)
+        snprintf(name.text, sizeof(name.text), strchr(host, ':') ? "[%s]:%s" : "%s:%s", host, port);
+    return name;
 }
 
-static void parse_options(int argc, char *argv[])
+static void switch_on(const struct server *s, int level, int option, const char *name)
 {
-    int option;
+    int on = 1;
 
-    while ((option = getopt(argc, argv, "ev")) != -1) {
-        if (option == 'e')
-            edge_triggered = true;
-        else if (option == 'v')
-            verbose = true;
-        else
-            usage();
-    }
-    argv += optind;
-    argc -= optind;
-    if (argc > 2)
-        usage();
+    if (setsockopt(s->listener, level, option, &on, sizeof(on)) == -1)
+        die("setsockopt %s", name);
+}
 
-    address.sin_family = AF_INET;
-    address.sin_port = parse_port(argc > 0 ? argv[0] : "8888");
-    if (inet_pton(AF_INET, argc > 1 ? argv[1] : "127.0.0.1", &address.sin_addr) != 1) {
-        fprintf(stderr, "server: address %s: not an IPv4 address\n", argv[1]);
-        usage();
-    }
+void server_bind(struct server *s)
+{
+    socklen_t length = sizeof(s->address);
+
+    s->listener = socket(s->address.sin6_family, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    if (s->listener == -1)
+        die("socket");
+
+    /* The connections of the server before us may still be in TIME_WAIT; bind all the same. */
+    switch_on(s, SOL_SOCKET, SO_REUSEADDR, "SO_REUSEADDR");
+    if (s->reuse_port)
+        switch_on(s, SOL_SOCKET, SO_REUSEPORT, "SO_REUSEPORT");
+    /* The sockets that accept gives inherit these: an answer does not wait for the acknowledgement
+     * of the last one, a machine that has vanished is noticed, an urgent byte is one like others.
+     * */
+    switch_on(s, IPPROTO_TCP, TCP_NODELAY, "TCP_NODELAY");
+    switch_on(s, SOL_SOCKET, SO_KEEPALIVE, "SO_KEEPALIVE");
+    switch_on(s, SOL_SOCKET, SO_OOBINLINE, "SO_OOBINLINE");
+
+    if (bind(s->listener, (struct sockaddr *)&s->address, sizeof(s->address)) == -1)
+        die("bind %s", name_of(&s->address).text);
+    /* Port 0 lets the kernel choose: ask what it chose. */
+    if (getsockname(s->listener, (struct sockaddr *)&s->address, &length) == -1)
+        die("getsockname");
 }
 
 /* ---- Signals --------------------------------------------------------------------------------- */
 
-static void on_signal(int signal_number)
+/* Our signals are blocked for good. One that comes stays pending, and then signalfd's descriptor
+ * can be read. We never read it, for we only want to know that there is one. */
+int server_signals(void)
 {
-    (void)signal_number;
-    stop = 1;
-}
-
-/* Our signals are blocked, but for the time that we sleep: epoll_sleep opens the mask and sleeps in
- * one step. So no signal can come between looking at the flag and sleeping, and be lost there. */
-static void catch_signals(void)
-{
-    struct sigaction action = {.sa_handler = on_signal};
     sigset_t ours;
+    int signals;
 
     sigemptyset(&ours);
     sigaddset(&ours, SIGINT);
     sigaddset(&ours, SIGTERM);
-    sigprocmask(SIG_BLOCK, &ours, &while_asleep);
-    sigdelset(&while_asleep, SIGINT);
-    sigdelset(&while_asleep, SIGTERM);
-    if (sigaction(SIGINT, &action, NULL) == -1 || sigaction(SIGTERM, &action, NULL) == -1)
-        die("sigaction");
-
-    /* Whoever writes to a client that is gone gets SIGPIPE, which kills. We prefer send's EPIPE. */
-    signal(SIGPIPE, SIG_IGN);
+    pthread_sigmask(SIG_BLOCK, &ours, NULL);
+    signals = signalfd(-1, &ours, 0);
+    if (signals == -1)
+        die("signalfd");
+    return signals;
 }
 
-/* epoll_sleep lets signals in only when it sleeps. Busy, it finds somebody ready each time, and we
- * would never hear that we are to end: so we let them in ourselves after some work. */
-static void let_signals_in(void)
-{
-    sigset_t ours;
+/* ---- Time ------------------------------------------------------------------------------------ */
 
-    if (++busy < 64)
-        return;
-    busy = 0;
-    sigprocmask(SIG_SETMASK, &while_asleep, &ours);
-    sigprocmask(SIG_SETMASK, &ours, NULL);
+int64_t now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000 + time.tv_nsec / 1000000;
 }
 
-/* ---- The listener ---------------------------------------------------------------------------- */
-
-/* The usual limit, 1024, is there for the sake of select. We may go up to the hard one. */
-static void limit_descriptors(void)
+int milliseconds_until(int64_t moment)
 {
-    struct rlimit limit;
+    int64_t left = moment - now();
 
-    if (getrlimit(RLIMIT_NOFILE, &limit) == -1)
-        die("getrlimit RLIMIT_NOFILE");
-    limit.rlim_cur = limit.rlim_max;
-    if (setrlimit(RLIMIT_NOFILE, &limit) == -1)
-        die("setrlimit RLIMIT_NOFILE");
+    return left > 0 ? (int)left : 0;
 }
 
-static void open_listener(void)
+/* ---- The interest set ------------------------------------------------------------------------ */
+
+static bool fail(struct server *s, struct connection *c, const char *call);
+
+/* Wait until this client can be read from, and no longer until it can be written to.
+ * Edge-triggered, the kernel also looks anew whether there is something to read. EPOLLRDHUP tells a
+ * close from data. The kernel may have no memory for it. Then the client is dropped, and false is
+ * returned. */
+static bool want_read(struct server *s, struct connection *c)
 {
-    const char *ip = inet_ntoa(address.sin_addr);
-    socklen_t length = sizeof(address);
-    int on = 1;
+    uint32_t mask = EPOLLIN | EPOLLRDHUP | s->edge;
 
-    listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
-    if (listener == -1)
-        die("socket");
-
-    /* The connections of the server before us may still be in TIME_WAIT; bind all the same. */
-    if (setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) == -1)
-        die("setsockopt SO_REUSEADDR");
-    if (bind(listener, (struct sockaddr *)&address, sizeof(address)) == -1)
-        die("bind %s:%d", ip, ntohs(address.sin_port));
-
-    /* From here on the kernel connects clients by itself, and keeps them until accept. */
-    if (listen(listener, BACKLOG) == -1)
-        die("listen %s:%d", ip, ntohs(address.sin_port));
-
-    /* Port 0 lets the kernel choose: ask what it chose. */
-    if (getsockname(listener, (struct sockaddr *)&address, &length) == -1)
-        die("getsockname");
-    printf("listening on %s:%d\n", inet_ntoa(address.sin_addr), ntohs(address.sin_port));
+    return epoll_modify(&s->epoll, c->fd, mask, c) == 0 || fail(s, c, "epoll_ctl for");
 }
 
-/* The listener is one more descriptor to read from: readable when accept has somebody to give.
- * Out of descriptors we forget it, which leaves the newcomers in the backlog. */
-static int start_accepting(void)
+/* The other way round. Without EPOLLRDHUP: once true it stays so, and would never let us sleep. */
+static bool want_write(struct server *s, struct connection *c)
 {
-    return epoll_want_read(&epoll, listener, NULL);
+    uint32_t mask = EPOLLOUT | s->edge;
+
+    return epoll_modify(&s->epoll, c->fd, mask, c) == 0 || fail(s, c, "epoll_ctl for");
 }
 
-static void stop_accepting(void)
+/* The listener is always level-triggered, so that we need not take all newcomers at once. */
+bool server_start_accepting(struct server *s)
 {
-    epoll_forget(&epoll, listener);
+    uint32_t mask = s->exclusive ? EPOLLIN | EPOLLEXCLUSIVE : EPOLLIN;
+
+    s->shortage = epoll_add(&s->epoll, s->listener, mask, &s->listener) == -1 && errno != EEXIST;
+    s->retry_at = now() + LOOK_AGAIN; /* if the kernel has no memory for it */
+    return !s->shortage;
+}
+
+void server_stop_accepting(struct server *s)
+{
+    epoll_remove(&s->epoll, s->listener);
 }
 
 /* ---- A client, from arrival to leaving ------------------------------------------------------- */
 
-/* The slot of a descriptor; NULL, with errno, when there is none. The table grows with the clients,
- * not with the limit: that may be a billion. A block never moves, so pointers into it stay good. */
-static struct connection *connection_of(int fd)
+/* Gives back all that the client had. Returns false: it is gone. */
+static bool drop(struct server *s, struct connection *c, const char *why)
 {
-    while (fd >= slots) {
-        size_t count = (size_t)(slots / BLOCK);
-        struct connection **more = realloc(blocks, (count + 1) * sizeof(*blocks));
-        if (more == NULL)
-            return NULL;
-        blocks = more;
-        blocks[count] = calloc(BLOCK, sizeof(**blocks));
-        if (blocks[count] == NULL)
-            return NULL;
-        slots += BLOCK;
-    }
-    return &blocks[fd / BLOCK][fd % BLOCK];
-}
-
-/* Who this is, as 127.0.0.1:40123, until the next call. */
-static const char *peer_name(const struct connection *c)
-{
-    char ip[INET_ADDRSTRLEN];
-
-    inet_ntop(AF_INET, &c->ip, ip, sizeof(ip)); /* inet_ntoa is not for threads (day 5) */
-    snprintf(name, sizeof(name), "%s:%d", ip, ntohs(c->port));
-    return name;
-}
-
-/* Says who goes and why, and gives back all that the client had. */
-static void drop(struct connection *c, const char *why)
-{
-    printf("%s left after %" PRIu64 " bytes: %s\n", peer_name(c), c->echoed, why);
-    epoll_forget(&epoll, c->fd);
+    if (s->verbose)
+        printf("%sfd %d: %s left: %s\n", s->prefix, c->fd, name_of(&c->address).text, why);
+    if (c->next != NULL)
+        c->next->previous = c->previous;
+    if (c->previous != NULL)
+        c->previous->next = c->next;
+    else
+        s->connections = c->next;
+    epoll_remove(&s->epoll, c->fd);
     close(c->fd);
     free(c->held);
-    c->held = NULL;
-    c->open = false;
-    if (shortage) /* a descriptor is free again */
-        start_accepting();
+    free(c);
+    s->retry_at = 0; /* a descriptor is free again */
+    return false;
 }
 
-/* One client's trouble costs that client, and nobody else: a server never exits here. */
-static void fail(struct connection *c, const char *call)
+/* The same for a client that has not taken all that is on its way: what our kernel still has for it
+ * was not echoed. (tcp(7) calls this number SIOCOUTQ. An end of file on its way counts as a byte.)
+ * */
+static bool give_up(struct server *s, struct connection *c, const char *why)
 {
-    complain("%s %s", call, peer_name(c));
-    drop(c, strerror(errno));
+    int unsent = 0;
+
+    ioctl(c->fd, TIOCOUTQ, &unsent);
+    if (unsent > 0)
+        s->totals.echoed -= (size_t)unsent - (s->listener == -1);
+    return drop(s, c, why);
 }
 
-static void add_connection(int fd, const struct sockaddr_in *peer)
+/* One client's trouble costs that client alone: a server never exits here. Returns false. */
+static bool fail(struct server *s, struct connection *c, const char *call)
 {
-    struct connection *c = connection_of(fd);
+    complain("%s %s", call, name_of(&c->address).text);
+    return give_up(s, c, strerror(errno));
+}
+
+static void add_connection(struct server *s, int fd, const struct sockaddr_in6 *from)
+{
+    struct connection *c = malloc(sizeof(*c));
 
     if (c == NULL) {
-        complain("no room for %s:%d", inet_ntoa(peer->sin_addr), ntohs(peer->sin_port));
+        complain("no room for %s", name_of(from).text);
         close(fd);
         return;
     }
-    /* The name is kept, for a client that is gone has none to ask for: getpeername would fail. */
-    *c = (struct connection){.fd = fd, .ip = peer->sin_addr, .port = peer->sin_port, .open = true};
-    clients++;
-    printf("%s connected\n", peer_name(c));
-    if (epoll_want_read(&epoll, fd, c) == -1)
-        fail(c, "epoll_want_read");
+    *c = (struct connection){.next = s->connections, .fd = fd, .address = *from};
+    if (c->next != NULL)
+        c->next->previous = c;
+    s->connections = c;
+    s->totals.clients++;
+    if (s->verbose)
+        printf("%sfd %d: %s connected\n", s->prefix, fd, name_of(from).text);
+    if (epoll_add(&s->epoll, fd, EPOLLIN | EPOLLRDHUP | s->edge, c) == -1)
+        fail(s, c, "epoll_ctl for");
 }
 
-/* accept did not give us a client. Returns whether to ask it for the next one. */
-static bool accept_failed(void)
+/* Without a free descriptor, or memory, none can be accepted, and as long as there are newcomers in
+ * the backlog the listener is readable: waiting for it would not let us sleep. So we leave them
+ * there, and look again after a while or when a client has left. Other errors are those of one
+ * connection, which is gone before we could have it. */
+static void accept_failed(struct server *s)
 {
-    switch (errno) {
-    case EAGAIN: /* the backlog is empty */
-        shortage = false;
-        return false;
-    case EINTR:
-        return true;
-    case ECONNABORTED: /* that client gave up while it was in the backlog */
-        complain("accept");
-        return true;
-    default: /* EMFILE, ENFILE, ENOMEM, ENOBUFS: nobody can be taken, and as long as somebody is in
-              * the backlog the listener is readable: waiting for it would not let us sleep. */
-        if (!shortage)
-            complain("accept: newcomers have to wait");
-        shortage = true;
-        tried_at = time(NULL);
-        stop_accepting();
-        return false;
+    bool no_room = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
+
+    if (errno == EAGAIN) { /* the backlog is empty, so whatever we were short of is there again */
+        if (s->shortage)
+            server_start_accepting(s);
+        return;
+    }
+    if (!s->shortage || !no_room)
+        complain(no_room ? "accept: newcomers have to wait" : "accept");
+    if (no_room) {
+        s->shortage = true;
+        s->retry_at = now() + LOOK_AGAIN;
+        server_stop_accepting(s);
     }
 }
 
-/* Takes all that are in the backlog: one wake-up may stand for many newcomers. */
-static void accept_clients(void)
+void server_accept(struct server *s)
 {
-    struct sockaddr_in peer = {0};
-    bool more = true;
+    struct sockaddr_in6 from;
+    socklen_t length = sizeof(from);
+    int fd = accept4(s->listener, (struct sockaddr *)&from, &length, SOCK_NONBLOCK);
 
-    while (more) {
-        socklen_t length = sizeof(peer);
-        int fd = accept4(listener, (struct sockaddr *)&peer, &length, SOCK_NONBLOCK);
-        if (fd == -1)
-            more = accept_failed();
-        else
-            add_connection(fd, &peer);
-    }
+    if (fd == -1)
+        accept_failed(s);
+    else
+        add_connection(s, fd, &from);
 }
 
 /* Sends what the kernel has room for, which may be less than all (a short write) or nothing, and
  * counts it. Returns how many bytes that was, -1 when the client had to be dropped. */
-static ssize_t send_some(struct connection *c, const char *bytes, size_t length)
+static ssize_t send_some(struct server *s, struct connection *c, const char *bytes, size_t length)
 {
-    ssize_t n;
+    ssize_t n = send(c->fd, bytes, length, 0);
 
-    do
-        n = send(c->fd, bytes, length, 0);
-    while (n == -1 && errno == EINTR);
     if (n == -1 && errno == EAGAIN)
         return 0;
-    if (n == -1) {
-        fail(c, "send");
-        return -1;
-    }
-    c->echoed += (uint64_t)n;
-    echoed += (uint64_t)n;
-    busy++;
+    if (n == -1)
+        fail(s, c, "send");
+    else
+        s->totals.echoed += (size_t)n;
     return n;
 }
 
 /* Keeps what send did not take, and waits for room instead of reading on. */
-static void hold(struct connection *c, const char *bytes, size_t length)
+static void hold(struct server *s, struct connection *c, const char *bytes, size_t length)
 {
     struct held *held = malloc(sizeof(*held) + length);
 
     if (held == NULL) {
-        fail(c, "malloc for");
+        fail(s, c, "malloc for");
         return;
     }
     held->length = length;
     held->sent = 0;
     memcpy(held->bytes, bytes, length);
     c->held = held;
-    if (epoll_want_write(&epoll, c->fd, c) == -1)
-        fail(c, "epoll_want_write");
+    want_write(s, c);
 }
 
-/* There is room again: more of what is held goes out. When all of it is gone we read on. */
-static void send_rest(struct connection *c)
+/* There is room again: more of what is held goes out. When all of it is gone we read on. Returns
+ * false if the client is gone. */
+static bool send_rest(struct server *s, struct connection *c)
 {
     struct held *held = c->held;
-    ssize_t n = send_some(c, held->bytes + held->sent, held->length - held->sent);
+    ssize_t n = send_some(s, c, held->bytes + held->sent, held->length - held->sent);
 
     if (n == -1)
-        return;
+        return false;
     held->sent += (size_t)n;
     if (held->sent < held->length)
-        return;
+        return true;
     free(held);
     c->held = NULL;
-    if (epoll_want_read(&epoll, c->fd, c) == -1)
-        fail(c, "epoll_want_read");
+    return want_read(s, c);
 }
 
 /* Reads once and gives back what came: n bytes, never the whole buffer. TCP knows no messages: what
  * a client sent in one piece may come in three, and the other way round. A client that closes its
  * sending side (0 bytes) has had all its answers, since we do not read while something is held.
- * Returns whether it is worth to try again at once. */
-static bool echo(struct connection *c)
+ * Returns whether there may be more to read. */
+static bool echo(struct server *s, struct connection *c)
 {
-    ssize_t n;
+    ssize_t n = recv(c->fd, s->buffer, sizeof(s->buffer), 0);
 
-    do
-        n = recv(c->fd, buffer, sizeof(buffer), 0);
-    while (n == -1 && errno == EINTR);
     if (n == -1 && errno == EAGAIN)
         return false;
-    if (n == -1) {
-        fail(c, "recv");
-        return false;
-    }
-    if (n == 0) {
-        drop(c, "closed by the client");
-        return false;
-    }
-    received += (uint64_t)n;
+    if (n == -1)
+        return fail(s, c, "recv");
+    if (n == 0 && s->listener == -1) /* its goodbye: it may not have got all of ours yet */
+        return give_up(s, c, "closed by the client");
+    if (n == 0)
+        return drop(s, c, "closed by the client");
+    s->totals.received += (size_t)n;
+    if (s->listener == -1) /* we have said goodbye: it gets no more answers */
+        return true;
 
-    ssize_t sent = send_some(c, buffer, (size_t)n);
+    ssize_t sent = send_some(s, c, s->buffer, (size_t)n);
     if (sent != -1 && sent < n)
-        hold(c, buffer + sent, (size_t)(n - sent));
+        hold(s, c, s->buffer + sent, (size_t)(n - sent));
     return sent == n;
+}
+
+/* Sends what is held, as far as there is room, and then an end of file. A close at this moment
+ * would be a reset if the client has sent more, and a reset destroys what is on its way. So we let
+ * the client end the connection, and throw away what it sends until then. */
+static void say_goodbye(struct server *s, struct connection *c)
+{
+    if (c->held != NULL && !send_rest(s, c))
+        return;
+    free(c->held);
+    c->held = NULL;
+    shutdown(c->fd, SHUT_WR);
+    want_read(s, c);
 }
 
 /* ---- The loop -------------------------------------------------------------------------------- */
 
-/* What an event tells. There are four reasons to wake up: a new connection, data, a close and an
- * error. (And a fifth that is ours: a client whose bytes we hold has room again.) */
-static const char *reason(const struct epoll_event *event)
+/* What an event means. There are four reasons to wake up: a new connection, data, a close and an
+ * error. (And two that are ours: a client whose bytes we hold has room again; a signal.) */
+static const char *reason(const struct server *s, const struct epoll_event *event)
 {
-    if (event->data.ptr == NULL)
+    if (event->data.ptr == &s->signals)
+        return "signal";
+    if (event->data.ptr == &s->listener)
         return "new connection";
-    if (event->events & (EPOLLERR | EPOLLHUP))
+    if (event->events & EPOLLERR)
         return "error";
     if (event->events & EPOLLRDHUP)
         return "close";
     return event->events & EPOLLIN ? "data" : "room";
 }
 
-static void print_ready(int ready)
+static int fd_of(const struct server *s, const struct epoll_event *event)
 {
-    printf("woke up: %d ready", ready);
+    if (event->data.ptr == &s->signals)
+        return s->signals;
+    if (event->data.ptr == &s->listener)
+        return s->listener;
+    return ((const struct connection *)event->data.ptr)->fd;
+}
+
+static void print_ready(const struct server *s, int ready)
+{
+    printf("%swoke up: %d ready", s->prefix, ready);
     for (int i = 0; i < ready; i++) {
-        const struct connection *c = epoll.events[i].data.ptr;
-        uint32_t mask = epoll.events[i].events;
-        printf(", fd %d%s%s%s%s%s (%s)", c ? c->fd : listener, mask & EPOLLIN ? " IN" : "",
+        const struct epoll_event *event = &s->epoll.events[i];
+        uint32_t mask = event->events;
+        printf(", fd %d%s%s%s%s%s (%s)", fd_of(s, event), mask & EPOLLIN ? " IN" : "",
                mask & EPOLLOUT ? " OUT" : "", mask & EPOLLRDHUP ? " RDHUP" : "",
-               mask & EPOLLERR ? " ERR" : "", mask & EPOLLHUP ? " HUP" : "",
-               reason(&epoll.events[i]));
+               mask & EPOLLERR ? " ERR" : "", mask & EPOLLHUP ? " HUP" : "", reason(s, event));
     }
     printf("\n");
 }
 
-/* Level-triggered we read once: if more is there, epoll_sleep will say so again. Edge-triggered it
- * will not, until still more comes, so we read to the end. If there is no end, because the client
- * sends as fast as we read, we want to read anew: EPOLL_CTL_MOD has the kernel look again, and the
- * client comes behind the others. */
-static void read_from(struct connection *c)
+/* Level-triggered, one read is enough: if there is more, epoll_wait will say so again.
+ * Edge-triggered it will not before still more comes, so we read to the end. If there is no end,
+ * because the client sends as fast as we read, want_read makes the kernel look again, and the
+ * others have their turn. */
+static void read_from(struct server *s, struct connection *c)
 {
-    int rounds = 0;
+    int rounds = 1;
 
-    while (echo(c) && edge_triggered)
-        if (++rounds == ROUNDS) {
-            if (epoll_want_read(&epoll, c->fd, c) == -1)
-                fail(c, "epoll_want_read");
+    while (echo(s, c) && s->edge)
+        if (rounds++ == ROUNDS) {
+            want_read(s, c);
             return;
         }
 }
 
 /* An error comes together with EPOLLIN, and bytes that were sent before it may still be there. So
- * EPOLLERR and EPOLLHUP are not tested first, nor at all: recv gives the bytes, and then 0 for a
- * close or -1 for an error. */
-static void handle(const struct epoll_event *event)
+ * we test neither EPOLLERR nor EPOLLHUP: recv gives the bytes, and then 0 for a close or -1 for an
+ * error. */
+static void handle(struct server *s, void *data)
 {
-    if (event->data.ptr == NULL)
-        accept_clients();
-    else if (event->events & EPOLLOUT)
-        send_rest(event->data.ptr);
+    struct connection *c = data; /* if it is none of the two others */
+
+    if (data == &s->signals)
+        s->stop = true;
+    else if (data == &s->listener)
+        server_accept(s);
+    else if (c->held != NULL)
+        send_rest(s, c);
     else
-        read_from(event->data.ptr);
+        read_from(s, c);
 }
 
-/* Sleeps until something is ready, and hands each ready descriptor to its owner. */
-static void wait_and_serve(void)
+/* Sleeps until something is ready, but at most so many milliseconds; -1: for as long as it takes.
+ * */
+static void wait_and_serve(struct server *s, int milliseconds)
 {
-    int ready = epoll_sleep(&epoll, shortage ? 1000 : -1, &while_asleep);
+    int ready = epoll_sleep(&s->epoll, milliseconds);
 
+    if (ready == -1 && errno != EINTR) {
+        complain("epoll_wait");
+        usleep(100 * 1000); /* out of memory, perhaps: to try again at once would not help */
+    }
     if (ready == -1)
-        die("epoll_sleep");
-    if (verbose)
-        print_ready(ready);
+        return;
+    if (s->verbose)
+        print_ready(s, ready);
 
     for (int i = 0; i < ready; i++)
-        handle(&epoll.events[i]);
+        handle(s, s->epoll.events[i].data.ptr);
 }
 
-static void serve(void)
+void server_start(struct server *s, int signals)
 {
-    if (epoll_open(&epoll, EVENTS, edge_triggered) == -1)
+    s->signals = signals;
+    /* From here on the kernel connects clients by itself, and keeps them until accept. */
+    if (listen(s->listener, BACKLOG) == -1)
+        die("listen %s", name_of(&s->address).text);
+    if (epoll_open(&s->epoll, EVENTS) == -1)
         die("epoll_open");
-    if (start_accepting() == -1)
-        die("epoll_want_read");
-    while (!stop) {
-        wait_and_serve();
-        if (shortage && time(NULL) != tried_at)
-            start_accepting(); /* perhaps it was the system's, and is over */
-        let_signals_in();
-    }
+    if (!server_start_accepting(s) || epoll_add(&s->epoll, signals, EPOLLIN, &s->signals) == -1)
+        die("epoll_ctl");
 }
 
-/* Stops to accept, gives what is held one more chance, and does not wait: who has not read until
- * now could keep us for ever. */
-static void finish(void)
+void server_turn(struct server *s)
 {
-    stop_accepting();
-    close(listener);
-    shortage = false;
-    for (int fd = 0; fd < slots; fd++) {
-        struct connection *c = connection_of(fd);
-        if (c->open && c->held != NULL)
-            send_rest(c);
-        if (c->open)
-            drop(c, "server stopped");
-    }
-    epoll_close(&epoll);
-    printf("served %" PRIu64 " clients: %" PRIu64 " bytes echoed, %" PRIu64 " undelivered\n",
-           clients, echoed, received - echoed);
+    wait_and_serve(s, s->shortage ? milliseconds_until(s->retry_at) : -1);
+    if (s->shortage && milliseconds_until(s->retry_at) == 0)
+        server_accept(s);
 }
 
-int main(int argc, char *argv[])
+/* Clients that have not ended by the end have taken their time. */
+void server_finish(struct server *s)
 {
-    setvbuf(stdout, NULL, _IOLBF, 0); /* line by line, also into a pipe or a file */
-    parse_options(argc, argv);
-    catch_signals();
-    limit_descriptors();
-    open_listener();
-    serve();
-    finish();
-    return EXIT_SUCCESS;
+    int64_t end = now() + FAREWELL;
+    struct connection *c, *next;
+
+    epoll_remove(&s->epoll, s->signals);
+    server_stop_accepting(s);
+    close(s->listener);
+    for (c = s->connections; c != NULL; c = next) {
+        next = c->next; /* c may be gone when we come back */
+        say_goodbye(s, c);
+    }
+    s->listener = -1;
+    while (s->connections != NULL && milliseconds_until(end) > 0)
+        wait_and_serve(s, milliseconds_until(end));
+    while (s->connections != NULL)
+        give_up(s, s->connections, "server stopped");
+    epoll_close(&s->epoll);
+}
+
+void print_totals(const struct totals *t)
+{
+    printf("served %llu client%s: %llu bytes echoed, %llu undelivered\n", t->clients,
+           t->clients == 1 ? "" : "s", t->echoed, t->received - t->echoed);
 }

@@ -1,61 +1,48 @@
-#define _GNU_SOURCE
-
 #include "epoll.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>
 
-int epoll_open(struct epoll *e, int capacity, bool edge_triggered)
+int epoll_open(struct epoll *e, int capacity)
 {
-    *e = (struct epoll){.fd = -1, .capacity = capacity, .edge_triggered = edge_triggered};
-
-    /* Look out from here on: events is a pointer now and no array. sizeof(e->events) is the size of
-     * the pointer, and &e->events its address, not the array's. See bzero_pitfall.c. */
+    /* Look out from here on: events is a pointer now and not an array. sizeof(e->events) is the
+     * size of the pointer, and &e->events its address, not the array's. See bzero_pitfall.c. */
+    *e = (struct epoll){.fd = -1, .capacity = capacity};
     e->events = calloc((size_t)capacity, sizeof(*e->events));
     if (e->events == NULL)
         return -1;
-    e->fd = epoll_create1(EPOLL_CLOEXEC);
+    e->fd = epoll_create1(0);
     if (e->fd == -1)
         epoll_close(e);
     return e->fd == -1 ? -1 : 0;
 }
 
-static int change_interest(struct epoll *e, int operation, int fd, uint32_t mask, void *data)
+static int control(struct epoll *e, int operation, int fd, uint32_t mask, void *data)
 {
     struct epoll_event event = {.events = mask, .data.ptr = data};
 
-    if (e->edge_triggered)
-        event.events |= EPOLLET;
     return epoll_ctl(e->fd, operation, fd, &event);
 }
 
-/* EPOLLRDHUP tells a close from data. */
-int epoll_want_read(struct epoll *e, int fd, void *data)
+int epoll_add(struct epoll *e, int fd, uint32_t mask, void *data)
 {
-    if (change_interest(e, EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLRDHUP, data) == 0)
-        return 0;
-    if (errno != EEXIST)
-        return -1;
-    return change_interest(e, EPOLL_CTL_MOD, fd, EPOLLIN | EPOLLRDHUP, data);
+    return control(e, EPOLL_CTL_ADD, fd, mask, data);
 }
 
-/* Without EPOLLRDHUP: once true it stays so, and would never let us sleep. */
-int epoll_want_write(struct epoll *e, int fd, void *data)
+int epoll_modify(struct epoll *e, int fd, uint32_t mask, void *data)
 {
-    return change_interest(e, EPOLL_CTL_MOD, fd, EPOLLOUT, data);
+    return control(e, EPOLL_CTL_MOD, fd, mask, data);
 }
 
-void epoll_forget(struct epoll *e, int fd)
+void epoll_remove(struct epoll *e, int fd)
 {
-    change_interest(e, EPOLL_CTL_DEL, fd, 0, NULL);
+    control(e, EPOLL_CTL_DEL, fd, 0, NULL);
 }
 
-int epoll_sleep(struct epoll *e, int milliseconds, const sigset_t *mask)
+int epoll_sleep(struct epoll *e, int milliseconds)
 {
-    int ready = epoll_pwait(e->fd, e->events, e->capacity, milliseconds, mask);
-
-    return ready == -1 && errno == EINTR ? 0 : ready;
+    return epoll_wait(e->fd, e->events, e->capacity, milliseconds);
 }
 
 void epoll_close(struct epoll *e)

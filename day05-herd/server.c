@@ -1,264 +1,140 @@
-/* Day 5: the same server, several times at once.
+/* Day 4: the server of day 3 as an object, and nothing outside of it. See server.h.
  *
- * New today: a parent forks workers that wait for the same clients, in eleven ways (-m). When one
- * client comes, whom does the kernel wake? The scoreboard counts it, at the end and on SIGUSR1.
- *
- * Not yet: the last chapter says what comes after.
- *
- * Here is the parent: options, the table of modes, fork, supervise, stop. Read on in worker.h, then
- * worker.c (day 4's loop), connection.c (day 4's clients, unchanged), single.c, pool.c, scoreboard.c.
- *
- * Build:  cc -std=gnu11 -pthread -o server *.c ../common/die.c
- * Use:    ./server [-v] [-m MODE] [-w WORKERS] [-d MILLISECONDS] [PORT [ADDRESS]]
- *         ./server -m help
+ * The functions stand in the same order and do the same. What was a variable of the file is a
+ * member of struct server, and the connections are a list: an event leads to its connection by a
+ * pointer.
  */
-#ifndef __linux__
-#error "This day needs epoll, which only Linux has. Days 1 and 2 do without it."
-#endif
 #define _GNU_SOURCE
 
-#include <arpa/inet.h>
 #include <errno.h>
-#include <netinet/in.h>
+#include <netdb.h>
+#include <netinet/tcp.h>
 #include <signal.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "../common/die.h"
-#include "connection.h"
-#include "scoreboard.h"
-#include "worker.h"
+#include "server.h"
 
-enum {
-    BACKLOG = 4096, /* clients that may wait for accept; the kernel may allow less */
-    WORKERS = 4096, /* the most that -w takes */
-    REST = 1000,    /* milliseconds between two starts of a worker, at least */
-    PATIENCE = 900, /* milliseconds that workers may take to end */
+/* How many clients may wait for accept (the kernel may allow less). */
+enum { BACKLOG = 4096 };
+
+/* Milliseconds: from one look for a free descriptor to the next, and for the farewell. */
+enum { LOOK_AGAIN = 1000, FAREWELL = 500 };
+
+/* How many events one wake-up may bring (the others follow in the next), how many reads a client
+ * gets before it is the others' turn (edge-triggered). */
+enum { EVENTS = 64, ROUNDS = 2 };
+
+/* Bytes that a client sent and has not taken back yet. */
+struct held {
+    size_t length; /* of bytes[] */
+    size_t sent;   /* how many of them are gone */
+    char bytes[];
 };
 
-/* One row, one way to wait for a newcomer. worker.h says what the columns mean. */
-static const struct mode modes[] = {
-    {"accept", serve_single, wait_in_accept, .blocking = true,
-     .about = "all sleep in accept: one is woken"},
-    {"poll", serve_single, wait_in_poll, .about = "all sleep in poll: all are woken"},
-    {"epoll", serve_many, .mask = EPOLLIN, .about = "an epoll instance each: all are woken"},
-    {"epoll-et", serve_many, .mask = EPOLLIN | EPOLLET,
-     .about = "the same, edge-triggered: all are woken"},
-    {"shared", serve_single, wait_in_epoll, .mask = EPOLLIN, .shared = true,
-     .about = "one epoll instance for all: one wakes the next while there is a newcomer"},
-    {"shared-et", serve_single, wait_in_epoll, .mask = EPOLLIN | EPOLLET, .shared = true,
-     .about = "the same, edge-triggered: one is woken"},
-    {"exclusive", serve_many, .mask = EPOLLIN | EPOLLEXCLUSIVE,
-     .about = "an epoll instance each, EPOLLEXCLUSIVE: one is woken (the default)"},
-    {"reuseport", serve_many, .mask = EPOLLIN, .own_listener = true,
-     .about = "a listener each, SO_REUSEPORT: one is woken; if it dies, so do its newcomers"},
-    {"mutex", serve_many, .mask = EPOLLIN, .accept_mutex = true,
-     .about = "only who has the lock waits for newcomers: one is woken"},
-    {"pool-signal", serve_pool, .mask = EPOLLIN, .wake = pthread_cond_signal,
-     .about = "one loop, threads that wait for jobs: one is woken for a job"},
-    {"pool-broadcast", serve_pool, .mask = EPOLLIN, .wake = pthread_cond_broadcast,
-     .about = "the same: all are woken for a job"},
+/* A client that is connected. An IPv4 address is smaller than an IPv6 one, and fits in as well. */
+struct connection {
+    struct connection *next, *previous;
+    struct held *held; /* NULL: nothing, and we want to read. Otherwise we want to write */
+    int fd;
+    struct sockaddr_in6 address;
 };
 
-/* What the parent knows of a worker process. */
-struct child {
-    pid_t pid;       /* 0: it is dead, and not replaced yet */
-    int64_t started; /* milliseconds, of now() */
-};
+/* ---- Before the first client ----------------------------------------------------------------- */
 
-const struct mode *mode;
-int workers;
-int delay;
-bool verbose;
-int listener = -1;
-
-static struct sockaddr_in address; /* where to listen */
-
-static struct child *children;
-static int processes; /* in children */
-static sigset_t ours; /* the signals that the parent waits for */
-
-/* ---- Options --------------------------------------------------------------------------------- */
-
-static void usage(void)
+bool server_look_up(struct server *s, const char *port, const char *host)
 {
-    fprintf(stderr, "usage: server [-v] [-m MODE] [-w WORKERS] [-d MILLISECONDS] "
-                    "[PORT [ADDRESS]]\n");
-    exit(2);
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;
+    bool digits = port[0] != '\0' && port[strspn(port, "0123456789")] == '\0';
+
+    if (!digits || strtoul(port, NULL, 10) > 65535) {
+        fprintf(stderr, "server: port %s: not a number from 0 to 65535\n", port);
+        return false;
+    }
+    int error = getaddrinfo(host, port, &hints, &found);
+    if (error != 0) {
+        fprintf(stderr, "server: host %s: %s\n", host, gai_strerror(error));
+        return false;
+    }
+    memcpy(&s->address, found->ai_addr, found->ai_addrlen);
+    freeaddrinfo(found);
+    return true;
 }
 
-/* htons: the network wants the port's high byte first, most machines keep it last. Without it 8888
- * (0x22b8) would become 47138 (0xb822). */
-static in_port_t parse_port(const char *text)
+struct name name_of(const struct sockaddr_in6 *whose)
 {
-    char *end;
-    unsigned long port = strtoul(text, &end, 10);
+    struct name name = {"?"};
+    char host[NI_MAXHOST], port[NI_MAXSERV];
 
-    if (text[0] < '0' || text[0] > '9' || *end != '\0' || port > 65535) {
-        fprintf(stderr, "server: port %s: not a number from 0 to 65535\n", text);
-        usage();
-    }
-    return htons((uint16_t)port);
+    if (getnameinfo((const struct sockaddr *)whose, sizeof(*whose), host, sizeof(host), port,
+                    sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) == 0)
+        snprintf(name.text, sizeof(name.text), strchr(host, ':') ? "[%s]:%s" : "%s:%s", host, port);
+    return name;
 }
 
-static int parse_number(const char *what, const char *text, long least, long most)
+static void switch_on(const struct server *s, int level, int option, const char *name)
 {
-    char *end;
-    long number = strtol(text, &end, 10);
+    int on = 1;
 
-    if (text[0] < '0' || text[0] > '9' || *end != '\0' || number < least || number > most) {
-        fprintf(stderr, "server: %s %s: not a number from %ld to %ld\n", what, text, least, most);
-        usage();
-    }
-    return (int)number;
+    if (setsockopt(s->listener, level, option, &on, sizeof(on)) == -1)
+        die("setsockopt %s", name);
 }
 
-static const struct mode *parse_mode(const char *name)
+void server_bind(struct server *s)
 {
-    size_t count = sizeof(modes) / sizeof(modes[0]);
-    bool help = strcmp(name, "help") == 0;
+    socklen_t length = sizeof(s->address);
 
-    for (size_t i = 0; i < count; i++) {
-        if (help)
-            printf("%-15s %s\n", modes[i].name, modes[i].about);
-        else if (strcmp(name, modes[i].name) == 0)
-            return &modes[i];
-    }
-    if (help)
-        exit(EXIT_SUCCESS);
-    fprintf(stderr, "server: mode %s: there is none of that name (-m help lists them)\n", name);
-    usage();
-    return NULL;
-}
+    s->listener = socket(s->address.sin6_family, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    if (s->listener == -1)
+        die("socket");
 
-static void parse_options(int argc, char *argv[])
-{
-    int option;
+    /* The connections of the server before us may still be in TIME_WAIT; bind all the same. */
+    switch_on(s, SOL_SOCKET, SO_REUSEADDR, "SO_REUSEADDR");
+    if (s->reuse_port)
+        switch_on(s, SOL_SOCKET, SO_REUSEPORT, "SO_REUSEPORT");
+    /* The sockets that accept gives inherit these: an answer does not wait for the acknowledgement
+     * of the last one, a machine that has vanished is noticed, an urgent byte is one like others.
+     * */
+    switch_on(s, IPPROTO_TCP, TCP_NODELAY, "TCP_NODELAY");
+    switch_on(s, SOL_SOCKET, SO_KEEPALIVE, "SO_KEEPALIVE");
+    switch_on(s, SOL_SOCKET, SO_OOBINLINE, "SO_OOBINLINE");
 
-    while ((option = getopt(argc, argv, "vm:w:d:")) != -1) {
-        if (option == 'v')
-            verbose = true;
-        else if (option == 'm')
-            mode = parse_mode(optarg);
-        else if (option == 'w')
-            workers = parse_number("workers", optarg, 1, WORKERS);
-        else if (option == 'd')
-            delay = parse_number("delay", optarg, 0, 60000);
-        else
-            usage();
-    }
-    argv += optind;
-    argc -= optind;
-    if (argc > 2)
-        usage();
-
-    address.sin_family = AF_INET;
-    address.sin_port = parse_port(argc > 0 ? argv[0] : "8888");
-    if (inet_pton(AF_INET, argc > 1 ? argv[1] : "127.0.0.1", &address.sin_addr) != 1) {
-        fprintf(stderr, "server: address %s: not an IPv4 address\n", argv[1]);
-        usage();
-    }
-}
-
-static void set_defaults(void)
-{
-    if (mode == NULL)
-        mode = parse_mode("exclusive");
-    if (workers == 0)
-        workers = (int)sysconf(_SC_NPROCESSORS_ONLN);
-    processes = mode->wake != NULL ? 1 : workers; /* the threads of a pool are in one process */
+    if (bind(s->listener, (struct sockaddr *)&s->address, sizeof(s->address)) == -1)
+        die("bind %s", name_of(&s->address).text);
+    /* Port 0 lets the kernel choose: ask what it chose. */
+    if (getsockname(s->listener, (struct sockaddr *)&s->address, &length) == -1)
+        die("getsockname");
 }
 
 /* ---- Signals --------------------------------------------------------------------------------- */
 
-/* The parent needs no handler. Its signals stay blocked for good, and it asks for the next one: so
- * none can be lost, however badly it is timed. */
-static void catch_signals(void)
+/* Our signals are blocked for good. One that comes stays pending, and then signalfd's descriptor
+ * can be read. We never read it, for we only want to know that there is one. */
+int server_signals(void)
 {
+    sigset_t ours;
+    int signals;
+
     sigemptyset(&ours);
     sigaddset(&ours, SIGINT);
     sigaddset(&ours, SIGTERM);
-    sigaddset(&ours, SIGUSR1);
-    sigaddset(&ours, SIGCHLD);
-    sigprocmask(SIG_BLOCK, &ours, NULL);
-
-    /* Whoever writes to a client that is gone gets SIGPIPE, which kills. We prefer send's EPIPE. */
-    signal(SIGPIPE, SIG_IGN);
+    pthread_sigmask(SIG_BLOCK, &ours, NULL);
+    signals = signalfd(-1, &ours, 0);
+    if (signals == -1)
+        die("signalfd");
+    return signals;
 }
 
-/* ---- The listener ---------------------------------------------------------------------------- */
+/* ---- Time ------------------------------------------------------------------------------------ */
 
-/* The usual limit, 1024, is there for the sake of select. We may go up to the hard one. */
-static void limit_descriptors(void)
-{
-    struct rlimit limit;
-
-    if (getrlimit(RLIMIT_NOFILE, &limit) == -1)
-        die("getrlimit RLIMIT_NOFILE");
-    limit.rlim_cur = limit.rlim_max;
-    if (setrlimit(RLIMIT_NOFILE, &limit) == -1)
-        die("setrlimit RLIMIT_NOFILE");
-}
-
-/* Non-blocking, but for mode accept: where several are woken for one client, accept would put all
- * others to sleep, and they would be deaf to the clients that they have. */
-static void open_listener(void)
-{
-    const char *ip = inet_ntoa(address.sin_addr);
-    socklen_t length = sizeof(address);
-    int on = 1;
-
-    listener = socket(AF_INET, SOCK_STREAM | (mode->blocking ? 0 : SOCK_NONBLOCK), 0);
-    if (listener == -1)
-        die("socket");
-
-    /* The connections of the server before us may still be in TIME_WAIT; bind all the same. */
-    if (setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) == -1)
-        die("setsockopt SO_REUSEADDR");
-    if (mode->own_listener && setsockopt(listener, SOL_SOCKET, SO_REUSEPORT, &on, sizeof(on)) == -1)
-        die("setsockopt SO_REUSEPORT");
-    if (bind(listener, (struct sockaddr *)&address, sizeof(address)) == -1)
-        die("bind %s:%d", ip, ntohs(address.sin_port));
-
-    /* From here on the kernel connects clients by itself, and keeps them until accept. */
-    if (listen(listener, BACKLOG) == -1)
-        die("listen %s:%d", ip, ntohs(address.sin_port));
-
-    /* Port 0 lets the kernel choose: ask what it chose. */
-    if (getsockname(listener, (struct sockaddr *)&address, &length) == -1)
-        die("getsockname");
-}
-
-/* What has to be there before the first fork, because the workers share it. */
-static void prepare(void)
-{
-    children = calloc((size_t)processes, sizeof(*children));
-    if (children == NULL)
-        die("calloc");
-    scoreboard_open(mode->wake != NULL ? workers + 1 : workers, mode->wake != NULL);
-    if (mode->accept_mutex)
-        open_accept_mutex();
-    open_nudge();
-    if (mode->shared && (epoll_open(&epoll, 1, false) == -1 || start_accepting() == -1))
-        die("epoll_open");
-
-    printf("listening on %s:%d\n", inet_ntoa(address.sin_addr), ntohs(address.sin_port));
-    if (mode->serve == serve_single)
-        printf("mode %s: a worker serves one client to the end, as on day 1\n", mode->name);
-}
-
-/* ---- The parent ------------------------------------------------------------------------------ */
-
-/* Milliseconds since some moment: no clock that can be set. */
-static int64_t now(void)
+int64_t now(void)
 {
     struct timespec time;
 
@@ -266,136 +142,365 @@ static int64_t now(void)
     return (int64_t)time.tv_sec * 1000 + time.tv_nsec / 1000000;
 }
 
-/* If the parent dies, so do we. It may have died before we asked for that: then somebody else is
- * our parent now. */
-static void live_and_die_with(pid_t parent)
+int milliseconds_until(int64_t moment)
 {
-    if (prctl(PR_SET_PDEATHSIG, SIGKILL) == -1)
-        die("prctl PR_SET_PDEATHSIG");
-    if (getppid() != parent)
-        exit(EXIT_FAILURE);
+    int64_t left = moment - now();
+
+    return left > 0 ? (int)left : 0;
 }
 
-static void start_worker(int number)
+/* ---- The interest set ------------------------------------------------------------------------ */
+
+static bool fail(struct server *s, struct connection *c, const char *call);
+
+/* Wait until this client can be read from, and no longer until it can be written to.
+ * Edge-triggered, the kernel also looks anew whether there is something to read. EPOLLRDHUP tells a
+ * close from data. The kernel may have no memory for it. Then the client is dropped, and false is
+ * returned. */
+static bool want_read(struct server *s, struct connection *c)
 {
-    pid_t parent = getpid();
-    pid_t pid = fork();
+    uint32_t mask = EPOLLIN | EPOLLRDHUP | s->edge;
 
-    if (pid == -1)
-        complain("fork");
-    if (pid == 0) {
-        live_and_die_with(parent);
-        if (listener == -1)
-            open_listener();
-        work(mode->wake != NULL ? workers : number);
-        exit(EXIT_SUCCESS);
-    }
-    children[number] = (struct child){.pid = pid == -1 ? 0 : pid, .started = now()};
-
-    /* With a listener each, the first worker has ours, and all others open their own. We keep none:
-     * the kernel would give it a share of the newcomers. So what waits at a listener is lost when
-     * its worker dies, and has to wait while its worker is out of descriptors. */
-    if (mode->own_listener && listener != -1) {
-        close(listener);
-        listener = -1;
-    }
+    return epoll_modify(&s->epoll, c->fd, mask, c) == 0 || fail(s, c, "epoll_ctl for");
 }
 
-/* Starts a worker where there is none, but not twice within a second: one that dies at once would
- * keep us busy. Returns whether somebody has to wait for that. */
-static bool start_workers(void)
+/* The other way round. Without EPOLLRDHUP: once true it stays so, and would never let us sleep. */
+static bool want_write(struct server *s, struct connection *c)
 {
-    bool waiting = false;
+    uint32_t mask = EPOLLOUT | s->edge;
 
-    for (int i = 0; i < processes; i++) {
-        if (children[i].pid != 0)
-            continue;
-        if (children[i].started == 0 || now() - children[i].started >= REST)
-            start_worker(i);
-        waiting = waiting || children[i].pid == 0;
-    }
-    return waiting;
+    return epoll_modify(&s->epoll, c->fd, mask, c) == 0 || fail(s, c, "epoll_ctl for");
 }
 
-static void report(int number, const siginfo_t *death)
+/* The listener is always level-triggered, so that we need not take all newcomers at once. */
+bool server_start_accepting(struct server *s)
 {
-    if (death->si_code == CLD_EXITED)
-        fprintf(stderr, "server: worker %d (pid %d) ended with status %d\n", number + 1,
-                death->si_pid, death->si_status);
+    uint32_t mask = s->exclusive ? EPOLLIN | EPOLLEXCLUSIVE : EPOLLIN;
+
+    s->shortage = epoll_add(&s->epoll, s->listener, mask, &s->listener) == -1 && errno != EEXIST;
+    s->retry_at = now() + LOOK_AGAIN; /* if the kernel has no memory for it */
+    return !s->shortage;
+}
+
+void server_stop_accepting(struct server *s)
+{
+    epoll_remove(&s->epoll, s->listener);
+}
+
+/* ---- A client, from arrival to leaving ------------------------------------------------------- */
+
+/* Gives back all that the client had. Returns false: it is gone. */
+static bool drop(struct server *s, struct connection *c, const char *why)
+{
+    if (s->verbose)
+        printf("%sfd %d: %s left: %s\n", s->prefix, c->fd, name_of(&c->address).text, why);
+    if (c->next != NULL)
+        c->next->previous = c->previous;
+    if (c->previous != NULL)
+        c->previous->next = c->next;
     else
-        fprintf(stderr, "server: worker %d (pid %d) was killed by signal %d (%s)\n", number + 1,
-                death->si_pid, death->si_status, strsignal(death->si_status));
+        s->connections = c->next;
+    epoll_remove(&s->epoll, c->fd);
+    close(c->fd);
+    free(c->held);
+    free(c);
+    s->retry_at = 0; /* a descriptor is free again */
+    return false;
 }
 
-/* Takes note of all that have died. Dead is not gone: until we wait for it, the kernel keeps what it
- * knows of a child, and the scoreboard asks for it. */
-static void bury_the_dead(bool expected)
+/* The same for a client that has not taken all that is on its way: what our kernel still has for it
+ * was not echoed. (tcp(7) calls this number SIOCOUTQ. An end of file on its way counts as a byte.)
+ * */
+static bool give_up(struct server *s, struct connection *c, const char *why)
 {
-    for (;;) {
-        siginfo_t death = {.si_pid = 0};
-        if (waitid(P_ALL, 0, &death, WEXITED | WNOHANG | WNOWAIT) == -1 || death.si_pid == 0)
+    int unsent = 0;
+
+    ioctl(c->fd, TIOCOUTQ, &unsent);
+    if (unsent > 0)
+        s->totals.echoed -= (size_t)unsent - (s->listener == -1);
+    return drop(s, c, why);
+}
+
+/* One client's trouble costs that client alone: a server never exits here. Returns false. */
+static bool fail(struct server *s, struct connection *c, const char *call)
+{
+    complain("%s %s", call, name_of(&c->address).text);
+    return give_up(s, c, strerror(errno));
+}
+
+static void add_connection(struct server *s, int fd, const struct sockaddr_in6 *from)
+{
+    struct connection *c = malloc(sizeof(*c));
+
+    if (c == NULL) {
+        complain("no room for %s", name_of(from).text);
+        close(fd);
+        return;
+    }
+    *c = (struct connection){.next = s->connections, .fd = fd, .address = *from};
+    if (c->next != NULL)
+        c->next->previous = c;
+    s->connections = c;
+    s->totals.clients++;
+    if (s->verbose)
+        printf("%sfd %d: %s connected\n", s->prefix, fd, name_of(from).text);
+    if (epoll_add(&s->epoll, fd, EPOLLIN | EPOLLRDHUP | s->edge, c) == -1)
+        fail(s, c, "epoll_ctl for");
+}
+
+/* Without a free descriptor, or memory, none can be accepted, and as long as there are newcomers in
+ * the backlog the listener is readable: waiting for it would not let us sleep. So we leave them
+ * there, and look again after a while or when a client has left. Other errors are those of one
+ * connection, which is gone before we could have it. */
+static void accept_failed(struct server *s)
+{
+    bool no_room = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
+
+    if (errno == EAGAIN) { /* the backlog is empty, so whatever we were short of is there again */
+        if (s->shortage)
+            server_start_accepting(s);
+        return;
+    }
+    if (!s->shortage || !no_room)
+        complain(no_room ? "accept: newcomers have to wait" : "accept");
+    if (no_room) {
+        s->shortage = true;
+        s->retry_at = now() + LOOK_AGAIN;
+        server_stop_accepting(s);
+    }
+}
+
+void server_accept(struct server *s)
+{
+    struct sockaddr_in6 from;
+    socklen_t length = sizeof(from);
+    int fd = accept4(s->listener, (struct sockaddr *)&from, &length, SOCK_NONBLOCK);
+
+    if (fd == -1)
+        accept_failed(s);
+    else
+        add_connection(s, fd, &from);
+}
+
+/* Sends what the kernel has room for, which may be less than all (a short write) or nothing, and
+ * counts it. Returns how many bytes that was, -1 when the client had to be dropped. */
+static ssize_t send_some(struct server *s, struct connection *c, const char *bytes, size_t length)
+{
+    ssize_t n = send(c->fd, bytes, length, 0);
+
+    if (n == -1 && errno == EAGAIN)
+        return 0;
+    if (n == -1)
+        fail(s, c, "send");
+    else
+        s->totals.echoed += (size_t)n;
+    return n;
+}
+
+/* Keeps what send did not take, and waits for room instead of reading on. */
+static void hold(struct server *s, struct connection *c, const char *bytes, size_t length)
+{
+    struct held *held = malloc(sizeof(*held) + length);
+
+    if (held == NULL) {
+        fail(s, c, "malloc for");
+        return;
+    }
+    held->length = length;
+    held->sent = 0;
+    memcpy(held->bytes, bytes, length);
+    c->held = held;
+    want_write(s, c);
+}
+
+/* There is room again: more of what is held goes out. When all of it is gone we read on. Returns
+ * false if the client is gone. */
+static bool send_rest(struct server *s, struct connection *c)
+{
+    struct held *held = c->held;
+    ssize_t n = send_some(s, c, held->bytes + held->sent, held->length - held->sent);
+
+    if (n == -1)
+        return false;
+    held->sent += (size_t)n;
+    if (held->sent < held->length)
+        return true;
+    free(held);
+    c->held = NULL;
+    return want_read(s, c);
+}
+
+/* Reads once and gives back what came: n bytes, never the whole buffer. TCP knows no messages: what
+ * a client sent in one piece may come in three, and the other way round. A client that closes its
+ * sending side (0 bytes) has had all its answers, since we do not read while something is held.
+ * Returns whether there may be more to read. */
+static bool echo(struct server *s, struct connection *c)
+{
+    ssize_t n = recv(c->fd, s->buffer, sizeof(s->buffer), 0);
+
+    if (n == -1 && errno == EAGAIN)
+        return false;
+    if (n == -1)
+        return fail(s, c, "recv");
+    if (n == 0 && s->listener == -1) /* its goodbye: it may not have got all of ours yet */
+        return give_up(s, c, "closed by the client");
+    if (n == 0)
+        return drop(s, c, "closed by the client");
+    s->totals.received += (size_t)n;
+    if (s->listener == -1) /* we have said goodbye: it gets no more answers */
+        return true;
+
+    ssize_t sent = send_some(s, c, s->buffer, (size_t)n);
+    if (sent != -1 && sent < n)
+        hold(s, c, s->buffer + sent, (size_t)(n - sent));
+    return sent == n;
+}
+
+/* Sends what is held, as far as there is room, and then an end of file. A close at this moment
+ * would be a reset if the client has sent more, and a reset destroys what is on its way. So we let
+ * the client end the connection, and throw away what it sends until then. */
+static void say_goodbye(struct server *s, struct connection *c)
+{
+    if (c->held != NULL && !send_rest(s, c))
+        return;
+    free(c->held);
+    c->held = NULL;
+    shutdown(c->fd, SHUT_WR);
+    want_read(s, c);
+}
+
+/* ---- The loop -------------------------------------------------------------------------------- */
+
+/* What an event means. There are four reasons to wake up: a new connection, data, a close and an
+ * error. (And two that are ours: a client whose bytes we hold has room again; a signal.) */
+static const char *reason(const struct server *s, const struct epoll_event *event)
+{
+    if (event->data.ptr == &s->signals)
+        return "signal";
+    if (event->data.ptr == &s->listener)
+        return "new connection";
+    if (event->events & EPOLLERR)
+        return "error";
+    if (event->events & EPOLLRDHUP)
+        return "close";
+    return event->events & EPOLLIN ? "data" : "room";
+}
+
+static int fd_of(const struct server *s, const struct epoll_event *event)
+{
+    if (event->data.ptr == &s->signals)
+        return s->signals;
+    if (event->data.ptr == &s->listener)
+        return s->listener;
+    return ((const struct connection *)event->data.ptr)->fd;
+}
+
+static void print_ready(const struct server *s, int ready)
+{
+    printf("%swoke up: %d ready", s->prefix, ready);
+    for (int i = 0; i < ready; i++) {
+        const struct epoll_event *event = &s->epoll.events[i];
+        uint32_t mask = event->events;
+        printf(", fd %d%s%s%s%s%s (%s)", fd_of(s, event), mask & EPOLLIN ? " IN" : "",
+               mask & EPOLLOUT ? " OUT" : "", mask & EPOLLRDHUP ? " RDHUP" : "",
+               mask & EPOLLERR ? " ERR" : "", mask & EPOLLHUP ? " HUP" : "", reason(s, event));
+    }
+    printf("\n");
+}
+
+/* Level-triggered, one read is enough: if there is more, epoll_wait will say so again.
+ * Edge-triggered it will not before still more comes, so we read to the end. If there is no end,
+ * because the client sends as fast as we read, want_read makes the kernel look again, and the
+ * others have their turn. */
+static void read_from(struct server *s, struct connection *c)
+{
+    int rounds = 1;
+
+    while (echo(s, c) && s->edge)
+        if (rounds++ == ROUNDS) {
+            want_read(s, c);
             return;
-        scoreboard_bury(death.si_pid);
-        waitpid(death.si_pid, NULL, 0);
-        for (int i = 0; i < processes; i++)
-            if (children[i].pid == death.si_pid) {
-                children[i].pid = 0;
-                if (!expected)
-                    report(i, &death);
-            }
-    }
-}
-
-static void supervise(void)
-{
-    const struct timespec soon = {.tv_nsec = 100 * 1000 * 1000};
-    int signal_number = 0;
-
-    while (signal_number != SIGINT && signal_number != SIGTERM) {
-        bool waiting = start_workers();
-        signal_number = sigtimedwait(&ours, NULL, waiting ? &soon : NULL);
-        if (signal_number == SIGUSR1)
-            scoreboard_print();
-        bury_the_dead(signal_number == SIGINT || signal_number == SIGTERM);
-    }
-}
-
-static int tell_workers(int signal_number)
-{
-    int told = 0;
-
-    for (int i = 0; i < processes; i++)
-        if (children[i].pid != 0) {
-            kill(children[i].pid, signal_number);
-            told++;
         }
-    return told;
 }
 
-/* Once would be enough for all but serve_single, see there. */
-static void stop_workers(void)
+/* An error comes together with EPOLLIN, and bytes that were sent before it may still be there. So
+ * we test neither EPOLLERR nor EPOLLHUP: recv gives the bytes, and then 0 for a close or -1 for an
+ * error. */
+static void handle(struct server *s, void *data)
 {
-    const struct timespec moment = {.tv_nsec = 10 * 1000 * 1000};
-    int64_t deadline = now() + PATIENCE;
+    struct connection *c = data; /* if it is none of the two others */
 
-    while (tell_workers(now() < deadline ? SIGTERM : SIGKILL) > 0) {
-        nanosleep(&moment, NULL);
-        bury_the_dead(true);
+    if (data == &s->signals)
+        s->stop = true;
+    else if (data == &s->listener)
+        server_accept(s);
+    else if (c->held != NULL)
+        send_rest(s, c);
+    else
+        read_from(s, c);
+}
+
+/* Sleeps until something is ready, but at most so many milliseconds; -1: for as long as it takes.
+ * */
+static void wait_and_serve(struct server *s, int milliseconds)
+{
+    int ready = epoll_sleep(&s->epoll, milliseconds);
+
+    if (ready == -1 && errno != EINTR) {
+        complain("epoll_wait");
+        usleep(100 * 1000); /* out of memory, perhaps: to try again at once would not help */
     }
+    if (ready == -1)
+        return;
+    if (s->verbose)
+        print_ready(s, ready);
+
+    for (int i = 0; i < ready; i++)
+        handle(s, s->epoll.events[i].data.ptr);
 }
 
-int main(int argc, char *argv[])
+void server_start(struct server *s, int signals)
 {
-    setvbuf(stdout, NULL, _IOLBF, 0); /* line by line: those of several processes do not mix */
-    parse_options(argc, argv);
-    set_defaults();
-    catch_signals();
-    limit_descriptors();
-    open_listener();
-    prepare();
-    supervise();
-    stop_workers();
-    scoreboard_print_totals();
-    scoreboard_print();
-    return EXIT_SUCCESS;
+    s->signals = signals;
+    /* From here on the kernel connects clients by itself, and keeps them until accept. */
+    if (listen(s->listener, BACKLOG) == -1)
+        die("listen %s", name_of(&s->address).text);
+    if (epoll_open(&s->epoll, EVENTS) == -1)
+        die("epoll_open");
+    if (!server_start_accepting(s) || epoll_add(&s->epoll, signals, EPOLLIN, &s->signals) == -1)
+        die("epoll_ctl");
+}
+
+void server_turn(struct server *s)
+{
+    wait_and_serve(s, s->shortage ? milliseconds_until(s->retry_at) : -1);
+    if (s->shortage && milliseconds_until(s->retry_at) == 0)
+        server_accept(s);
+}
+
+/* Clients that have not ended by the end have taken their time. */
+void server_finish(struct server *s)
+{
+    int64_t end = now() + FAREWELL;
+    struct connection *c, *next;
+
+    epoll_remove(&s->epoll, s->signals);
+    server_stop_accepting(s);
+    close(s->listener);
+    for (c = s->connections; c != NULL; c = next) {
+        next = c->next; /* c may be gone when we come back */
+        say_goodbye(s, c);
+    }
+    s->listener = -1;
+    while (s->connections != NULL && milliseconds_until(end) > 0)
+        wait_and_serve(s, milliseconds_until(end));
+    while (s->connections != NULL)
+        give_up(s, s->connections, "server stopped");
+    epoll_close(&s->epoll);
+}
+
+void print_totals(const struct totals *t)
+{
+    printf("served %llu client%s: %llu bytes echoed, %llu undelivered\n", t->clients,
+           t->clients == 1 ? "" : "s", t->echoed, t->received - t->echoed);
 }

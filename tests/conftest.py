@@ -1,14 +1,21 @@
 """Builds the servers, and gives each test a way to start one and be sure of its end."""
 
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from harness import BUILD, ROOT, SANITIZED, Server, free_port, split_command, use_all_descriptors
+sys.path.insert(0, str(Path(__file__).parent / "book"))
+
+import steps
+from harness import (BUILD, ROOT, SANITIZED, Server, free_port, program, split_command,
+                     use_all_descriptors)
 
 # What the contract is held to: a name, the program, its options.
 SERVERS = {
@@ -18,20 +25,21 @@ SERVERS = {
     "day03-edge": ("day03", ["-e"]),
     "day04": ("day04", []),
     "day04-edge": ("day04", ["-e"]),
-    "day05": ("day05", ["-w", "2"]),
-    "day05-mutex": ("day05", ["-w", "2", "-m", "mutex"]),
-    "day05-pool": ("day05", ["-w", "3", "-m", "pool-signal"]),
+    "day05-exclusive": ("day05", ["-w", "2"]),
+    "day05-epoll": ("day05", ["-w", "2", "-m", "epoll"]),
+    "day05-reuseport": ("day05", ["-w", "2", "-m", "reuseport"]),
 }
 
 
 def pytest_addoption(parser):
     parser.addoption("--server", help="hold this command to the contract; {port} is the port")
+    parser.addoption("--step", help="day01/4: what the server of BUILD promises, as it stands after that step")
     parser.addoption("--part", default="1/1", help="1/2: every second test, 2/2: the others")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "since(day): the contract promises this from that day on")
-    config.addinivalue_line("markers", "until(day): with the several processes of later days it is otherwise")
+    config.addinivalue_line("markers", "until(day): later days promise something else")
     config.addinivalue_line("markers", "ours: asks for messages or options that only our servers have")
     # The half of make test that runs in the background was started with SIGINT ignored (sh(1)), and
     # so would be all that it starts.
@@ -42,7 +50,7 @@ def pytest_configure(config):
 
 
 def pytest_sessionstart(session):
-    if not session.config.option.server:
+    if not session.config.option.server and not session.config.option.step:
         subprocess.run(["make", "-s", "-C", ROOT, "programs"], check=True)
 
 
@@ -58,16 +66,23 @@ def pytest_generate_tests(metafunc):
             return found.args[0] if found else default
 
         # Day 5 makes the system calls of day 4 (test_source.py sees to it): once is enough to make
-        # them fail.
+        # them fail, if the test does not say otherwise.
         last = 4 if "strace" in metafunc.fixturenames else 5
         days = range(mark("since", 1), mark("until", last) + 1)
         names = [name for name in SERVERS if int(name[3:5]) in days]
+        if metafunc.config.option.step:
+            names = [name for name in names if name.startswith(metafunc.config.option.step[:5])][:1]
     metafunc.parametrize("server_name", names)
 
 
 def pytest_collection_modifyitems(config, items):
-    """make check: only what any server can be held to. And one part of the tests, as asked for."""
+    """make check: only what any server can be held to. STEP=N: what that step and those before it promise,
+    or what it is asked to keep (tests named on the command line). And one part of the tests, as asked for."""
     kept = items
+    if config.option.step and not any("::" in argument for argument in config.args):
+        day, number = config.option.step.split("/")
+        promised = {name for step in steps.read()[day][:int(number)] for name in step.promises}
+        kept = [item for item in items if name_in_the_notes(item) in promised or item.originalname in promised]
     if config.option.server:
         kept = [item for item in items
                 if "server_name" in item.fixturenames and not item.get_closest_marker("ours")]
@@ -75,8 +90,16 @@ def pytest_collection_modifyitems(config, items):
     items[:] = kept[part - 1::parts]
 
 
+def name_in_the_notes(item):
+    """test_bytes_come_back[5]: without the name of the server."""
+    parts = re.findall(r"[^][]+", item.name)
+    rest = "-".join(part for part in re.split("-(?!edge|exclusive|epoll|reuseport)", parts[-1])
+                    if part not in SERVERS) if len(parts) > 1 else ""
+    return item.originalname + ("[%s]" % rest if rest else "")
+
+
 @pytest.fixture
-def launch():
+def launch(request):
     """launch(command, …): a Server that is gone after the test, whatever happens."""
     servers = []
 
@@ -88,7 +111,9 @@ def launch():
     for server in servers:
         ended = server.process.poll() is not None
         try:
-            if not ended and server.ours:
+            if not ended and server.ours and not request.config.option.step:  # early steps cannot end
+                server.resume()
+                server.let_clients_end()
                 server.stop()
         finally:
             server.kill()
@@ -97,42 +122,48 @@ def launch():
         assert not server.err or not server.ours, "stderr, which no test expected:\n" + text
 
 
-def program(day, name="server"):
-    return str(BUILD / day / name)
-
-
 @pytest.fixture
 def start_day(launch):
     """start_day("day03", "-v", …): a day's server on a free port, ready for clients.
-    wrapper: a command that runs it; limits: {resource.RLIMIT_…: value or (soft, hard)}."""
+    wrapper: a command that runs it; limits: {resource.RLIMIT_…: value or (soft, hard)}; prepare: is
+    called in the new process before it becomes the server."""
 
-    def start(day, *arguments, wrapper=(), limits=None, **options):
-        def prepare():
+    def start(day, *arguments, wrapper=(), limits=None, prepare=None, **options):
+        def prepare_all():
             for which, value in (limits or {}).items():
                 resource.setrlimit(which, value if isinstance(value, tuple) else (value, value))
+            if prepare:
+                prepare()
 
         command = [*wrapper, program(day), *arguments]
-        return launch(command, prepare=prepare, **options).listening()
+        return launch(command, prepare=prepare_all, **options).listening()
 
     return start
 
 
 @pytest.fixture
 def start(server_name, request, start_day, launch):
-    """start(…): the server under test, whichever it is."""
+    """start(…): the server under test, whichever it is. one_process: where a day has several, one
+    worker has to do, for what is counted is one process's own."""
     text = request.config.option.server
 
-    def start_ours(*arguments, port=0, **options):
+    def start_ours(*arguments, port=0, host=None, one_process=False, **options):
         day, extra = SERVERS[server_name]
-        return start_day(day, *extra, *arguments, str(port), **options)
+        if request.config.option.step:
+            port, extra = port or free_port(), []  # the first steps know no other, and no options
+        one = ["-w", "1"] if one_process and "-w" in extra else []
+        where = [str(port)] if host is None else [str(port), host]
+        return start_day(day, *extra, *one, *arguments, *where, **options)
 
-    def start_yours(port=None, limits=None):
-        def prepare():
+    def start_yours(*_, port=None, limits=None, prepare=None, one_process=False):
+        def prepare_all():
             for which, value in (limits or {}).items():
                 resource.setrlimit(which, (value, value))
+            if prepare:
+                prepare()
 
         port = port or free_port()
-        return launch(split_command(text, port), port=port, prepare=prepare).listening()
+        return launch(split_command(text, port), port=port, prepare=prepare_all).listening()
 
     return start_yours if text else start_ours
 
@@ -140,6 +171,12 @@ def start(server_name, request, start_day, launch):
 @pytest.fixture
 def server(start):
     return start()
+
+
+@pytest.fixture
+def talking(start):
+    """The same with a line for each wake-up, and for each client that comes or goes."""
+    return start("-v")
 
 
 @pytest.fixture
@@ -151,7 +188,7 @@ def day(server_name):
 @pytest.fixture(scope="session")
 def strace():
     """strace("accept4:error=ECONNABORTED:when=1"): a wrapper that makes system calls fail. It detaches
-    itself (-D), so that the process that we started is still the server."""
+    itself (-D), so that the process that we started is still the server, and follows the workers."""
     works = shutil.which("strace") and subprocess.run(
         ["strace", "-o", os.devnull, "true"], capture_output=True, check=False).returncode == 0
     if not works:
@@ -160,7 +197,7 @@ def strace():
     def wrapper(*faults):
         calls = ",".join(fault.split(":")[0] for fault in faults)
         inject = [part for fault in faults for part in ("-e", "inject=" + fault)]
-        return ["strace", "-D", "-q", "-o", os.devnull, "-e", "trace=" + calls,
+        return ["strace", "-D", "-f", "-q", "-o", os.devnull, "-e", "trace=" + calls,
                 "-e", "signal=none", *inject]
 
     return wrapper

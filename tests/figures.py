@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """make figures: draws what make herd, switches, scale and bench have measured.
 
-Reads NAME.json and writes NAME.svg beside it, for each command that has been run. The figures have no
+Reads NAME.json (herd: NAME.txt) and writes NAME.svg beside it, for each command that has been run. The figures have no
 background, and colours that can be read on a light page and on a dark one. In each stands the checksum
 of its data. The tables of the notes come from here too, so that a test can hold them to the data.
 """
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
+import herd
 from harness import ROOT
 from measuring import MEASURED
 
@@ -22,12 +23,17 @@ COMMANDS = {"herd": "make herd", "herd-delay": "make herd DELAY=100", "switches"
             "scale": "make scale", "bench": "make bench"}
 
 
+def data_file(folder, name):
+    return folder / (name + (".txt" if name.startswith("herd") else ".json"))
+
+
 def load(folder, name):
-    return json.loads((folder / (name + ".json")).read_text())
+    path = data_file(folder, name)
+    return herd.load(path) if path.suffix == ".txt" else json.loads(path.read_text())
 
 
 def checksum(folder, *names):
-    return hashlib.sha256(b"".join((folder / (name + ".json")).read_bytes() for name in names)).hexdigest()
+    return hashlib.sha256(b"".join(data_file(folder, name).read_bytes() for name in names)).hexdigest()
 
 
 # ---- Tables
@@ -37,20 +43,22 @@ def markdown(head, rows):
     return "".join("| %s |\n" % " | ".join(map(str, line)) for line in lines)
 
 
-def who(got):
-    """Which workers got the connections."""
-    busy = [n for n in got if n]
-    if len(busy) == 1:
-        return "one"
-    return "all in turn" if len(set(got)) == 1 else "%d of %d" % (len(busy), len(got))
+def takers(got, workers):
+    """How many of the workers got the connections."""
+    if got.endswith("all to one"):
+        return "1"
+    count = int(got.split()[0]) if " x " in got else len(got.split())
+    return "more than 10" if got.endswith("...") else "all in turn" if got.startswith("%d x" % workers) else str(count)
 
 
-def herd_table(herd, delay):
-    napping = {row["mode"]: row for row in delay["modes"]}
+def herd_table(plain, delay):
+    napping = {row["way"]: row for row in delay["ways"]}
     return markdown(
-        ["mode", "returned", "woken", "with the sleep: returned", "found nothing", "woken", "who gets them"],
-        [[row["mode"], row["returned"], row["woken"], nap["returned"], nap["nothing"], nap["woken"],
-          who(row["got"])] for row in herd["modes"] for nap in [napping[row["mode"]]]])
+        ["way", "woken", "returned", "CPU, us", "delay, us", "workers that got one", "with the nap: woken", "returned",
+         "found nothing"],
+        [[row["way"], row["woken"], row["returned"], round(row["cpu"]), row["delay"],
+          takers(row["got"], plain["workers"]), nap["woken"], nap["returned"], nap["nothing"]]
+         for row in plain["ways"] for nap in [napping[row["way"]]]])
 
 
 def switches_table(data):
@@ -136,16 +144,16 @@ def canvas(plt, columns=1, height=3.2):
     return figure, axes[0]
 
 
-def draw_herd(plt, herd, delay):
+def draw_herd(plt, plain, delay):
     figure, axes = canvas(plt, 2, 4)
-    titles = ("as it is", "with %d ms of sleep before accept" % delay["delay"])
-    for axis, data, title in zip(axes, (herd, delay), titles):
-        modes = [row["mode"] for row in data["modes"]]
+    titles = ("as it is", "with a nap of %d ms before accept" % delay["delay"])
+    for axis, data, title in zip(axes, (plain, delay), titles):
+        ways = [row["way"] for row in data["ways"]]
         for shift, what, color, label in ((-0.2, "woken", BLUE, "woken by the kernel"),
                                           (0.2, "returned", ORANGE, "returned to the program")):
-            axis.barh([y + shift for y in range(len(modes))],
-                      [row[what] / row["connections"] for row in data["modes"]], 0.4, color=color, label=label)
-        axis.set_yticks(range(len(modes)), modes)
+            axis.barh([y + shift for y in range(len(ways))],
+                      [row[what] / row["connections"] for row in data["ways"]], 0.4, color=color, label=label)
+        axis.set_yticks(range(len(ways)), ways)
         axis.set_xlabel("workers for one connection")
         axis.set_title(title)
     axes[0].invert_yaxis()
@@ -237,7 +245,7 @@ def main():
     plt = pyplot()
     drawn = 0
     for name, (needed, _) in TABLES.items():
-        missing = [COMMANDS[one] for one in needed if not (folder / (one + ".json")).exists()]
+        missing = [COMMANDS[one] for one in needed if not data_file(folder, one).exists()]
         if missing:
             print("no %s.svg: it needs %s" % (name, " and ".join(missing)))
             continue

@@ -4,6 +4,7 @@ you would see, why, and which test notices.
 Use: python3 tests/pitfall.py [NAME]      without a name: lists them
 """
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -20,6 +21,7 @@ NAMES = sorted(path.stem for path in PATCHES.glob("*.patch"))
 
 # A broken server often does nothing at all: do not wait for it as long as for a good one.
 IMPATIENT = {"PATIENCE": "1"}
+TOO_LONG = 200  # seconds, for the tests themselves
 
 
 def read(name):
@@ -56,14 +58,18 @@ def copy_broken(name, where):
 
 def run_tests(folder, *tests, env=None):
     """Runs tests of a copy, or of the project itself. They build what has to be built. Returns what
-    pytest says."""
+    pytest says. All that they start ends with them, since a broken server may not."""
     pytest = [sys.executable, "-m", "pytest"] if importlib.util.find_spec("pytest") else [ROOT / "tests/run"]
-    done = subprocess.run(
-        [*pytest, "-q", "--color=no", "--tb=short", "-rpfs", "-p", "no:cacheprovider",
-         *(folder / test for test in tests)],
-        cwd=ROOT, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, check=False)
-    return done.stdout
+    with subprocess.Popen(
+            [*pytest, "-q", "--color=no", "--tb=short", "-rpfs", "-p", "no:cacheprovider",
+             *(folder / test for test in tests)],
+            cwd=ROOT, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True) as run:
+        try:
+            return run.communicate(timeout=TOO_LONG)[0]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
 
 
 def run_broken(name, where="pitfalls"):

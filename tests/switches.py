@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
 """make switches: what does it cost to serve a thousand clients, with a process each or with one loop?
 
-1000 clients are connected to day 5's server, first with a worker for each of them (-m accept -w
-1000), then with one worker that has all of them in its epoll instance. Some of the clients say one
-byte at the same time and wait for the answers; they are in flight. Then some others, and so on. From
-/proc: how often the server went to sleep (voluntary context switches) and how long it ran
-(/proc/PID/schedstat). All run on one core, and who wakes up does not interrupt who runs
-(SCHED_BATCH), so that requests really come together.
+1000 clients are connected to a server that forks a process for each of them (tests/bench/forking.c), then
+to day 3, one loop that has all of them in its epoll instance. Some of the clients say one byte at the
+same time and wait for the answers; they are in flight. Then some others, and so on. From /proc: how
+often the server went to sleep (voluntary context switches) and how long it ran (/proc/PID/schedstat).
+All run on one core, and a process that wakes up does not interrupt the one that runs (SCHED_BATCH), so
+that requests really come together.
 """
+
 import os
 import select
-import socket
 
-from herd import Herd
-from measuring import main, progress, save
+from measuring import main, program, progress, running, save
 
 CLIENTS = 1000
 IN_FLIGHT = {1: 1000, 10: 2000, 100: 5000, 1000: 10000}  # and how many requests for each
@@ -30,33 +29,38 @@ def request(clients, poll):
             missing -= 1
 
 
-def measure(mode, workers, clients):
+def measure(name):
     """For each number in flight: the switches and microseconds of one request."""
     results = {}
-    with Herd(mode, workers) as server:
+    with running([program(name), "0"]) as server:
         poll, socks = select.epoll(), []
-        for _ in range(clients):
-            socks.append(socket.create_connection(("127.0.0.1", server.port), 10))
+        for _ in range(CLIENTS):
+            socks.append(server.connect())
+            socks[-1].settimeout(None)
             poll.register(socks[-1], select.EPOLLIN)
+        request(socks, poll)  # now each has been accepted
         for in_flight, requests in IN_FLIGHT.items():
-            progress(f"{mode}: {in_flight} in flight")
-            switches, seconds = server.settle(), server.cpu()
+            progress("%s: %d in flight" % (name, in_flight))
+            before = rest(server)
             for start in range(0, requests, in_flight):
-                first = start % clients
+                first = start % CLIENTS
                 request(socks[first:first + in_flight], poll)
-            switches, seconds = server.settle() - switches, server.cpu() - seconds
-            results[in_flight] = {"switches": switches / requests, "cpu": seconds / requests * 1e6}
-        for sock in socks:
-            sock.close()
+            after = rest(server)
+            results[in_flight] = {what: (after[what] - before[what]) / requests for what in before}
     return results
+
+
+def rest(server):
+    """Waits until the server sleeps: how often it has gone to sleep, and microseconds it ran."""
+    server.settle()
+    return {"switches": server.switches()[0], "cpu": server.cpu() * 1e6}
 
 
 def run():
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the server inherits both
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
-    each = measure("accept", CLIENTS, CLIENTS)
-    loop = measure("exclusive", 1, CLIENTS)
+    each, loop = measure("forking"), measure("day03")
     progress("")
     print(f"{CLIENTS} clients, served by a process each and by one loop:\n")
     print(f"{'':>9}   {'switches per request':^22}   {'CPU per request, us':^22}")

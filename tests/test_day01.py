@@ -4,12 +4,12 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 
 import pytest
 
-from conftest import program
-from harness import (MIB, PATIENCE, failure, free_port, name_of, receive, receive_all, wait_until)
+from harness import MIB, PATIENCE, failure, free_port, name_of, program, receive
 
 
 @pytest.fixture
@@ -34,7 +34,6 @@ def test_where_it_sleeps(server):
         sent = server.fill(sock)
         assert system_call(server) == "send"
         assert receive(sock, len(sent)) == sent
-    server.wait_out("left")
     assert system_call(server) == "accept"
 
 
@@ -44,12 +43,11 @@ def test_verbose_names_each_wake_up(server):
         name = name_of(sock)
     server.wait_out("left")
     assert server.out[1:] == [
-        "woke up: accept gave fd 4",
-        name + " connected",
+        "woke up: accept gave fd 4: " + name + " connected",
         "woke up: recv gave 5 bytes",
         "woke up: send took 5 of 5 bytes",
         "woke up: recv gave 0 bytes",
-        name + " left after 5 bytes: closed by the client",
+        "fd 4: " + name + " left: closed by the client",
     ]
 
 
@@ -84,6 +82,24 @@ def test_a_client_that_does_not_read_holds_up_the_next(server):
     assert receive(second, 7) == b"and me?"
 
 
+# ---- The limit: Ctrl-C ends it as it ends any program
+
+def test_the_end_costs_what_is_on_its_way(server):
+    """The kernel closes for it, with bytes unread: that is a reset, and destroys what the client has not
+    taken. No line says so. (Day 2 says goodbye.)"""
+    deaf = server.connect(receive_buffer=4096)
+    sent = server.fill(deaf)
+    said = len(server.out)
+    server.process.send_signal(signal.SIGINT)
+    assert server.wait() == -signal.SIGINT
+    assert server.out[said:] == []
+    got = bytearray()
+    with pytest.raises(ConnectionResetError):
+        while piece := deaf.recv(MIB):
+            got += piece
+    assert got == sent[:len(got)] and len(got) < len(sent) // 2
+
+
 # ---- The client
 
 @pytest.fixture
@@ -102,16 +118,29 @@ def test_client_prints_what_comes_back_and_ends(server, run_client, size):
     assert (done.returncode, done.stdout, done.stderr) == (0, data, b"")
 
 
-def test_client_takes_an_address(start_day, run_client):
-    server = start_day("day01", "0", "127.0.0.2")
-    assert run_client(server.port, "127.0.0.2", text=b"hi\n").stdout == b"hi\n"
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1", "localhost"])
+def test_client_takes_a_host(start_day, run_client, host):
+    try:
+        family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        pytest.skip("this system has no %s: %s" % (host, error))
+    server = start_day("day01", "0", host)
+    assert run_client(server.port, host, text=b"hi\n").stdout == b"hi\n"
+
+
+def test_client_tries_all_addresses(start_day, run_client):
+    """localhost may be ::1 as well as 127.0.0.1, and the server listens on one of them."""
+    server = start_day("day01", "0", "127.0.0.1")
+    assert run_client(server.port, "localhost", text=b"hi\n").stdout == b"hi\n"
 
 
 def test_client_without_server(run_client):
     port = free_port()
     done = run_client(port)
     assert done.returncode == 1
-    assert re.match("client: connect 127.0.0.1:%d" % port + failure("ECONNREFUSED"),
+    assert re.match("client: connect to 127.0.0.1 port %d" % port + failure("ECONNREFUSED"),
                     done.stderr.decode())
 
 
@@ -144,7 +173,7 @@ def test_client_as_a_filter(server):
     assert client.wait(PATIENCE) == -signal.SIGPIPE
     assert client.stderr.read() == b""
     client.stderr.close()
-    server.wait_out("left")
+    server.wait_out(" left")
     server.errors()  # it went with a reset if the bytes were on the way
 
 
@@ -152,53 +181,11 @@ def test_client_as_a_filter(server):
     (["65536"], "client: port 65536: not a number from 0 to 65535"),
     (["80x"], "client: port 80x: not a number from 0 to 65535"),
     (["abc"], "client: port abc: not a number from 0 to 65535"),
-    (["8888", "nowhere"], "client: address nowhere: not an IPv4 address"),
+    (["8888", "no such host"], "client: host no such host: "),
+    (["8888", "127.0.0.1", "more"], "client: argument more: one too many"),
 ])
 def test_client_with_wrong_arguments(run_client, arguments, complaint):
     done = run_client(*arguments)
     assert done.returncode == 2
-    assert done.stderr.decode().splitlines() == [complaint, "usage: client [PORT [ADDRESS]]"]
-
-
-def test_client_with_too_many_arguments(run_client):
-    assert run_client(1, "127.0.0.1", 3).returncode == 2
-
-
-# ---- Its handler shuts the sockets down, so that no signal is lost wherever it comes
-
-def test_a_signal_leaves_nothing_to_sleep_in(start_day, strace, tmp_path):
-    """A call that has begun is interrupted; the one that has not finds its socket shut."""
-    trace = tmp_path / "trace"
-    server = start_day("day01", "0", wrapper=["strace", "-D", "-q", "-o", str(trace),
-                                              "-e", "trace=shutdown"])
-    sock = server.connect()
-    assert server.echoes(sock)
-    server.stop()
-    wait_until(lambda: "exited" in trace.read_text(), "strace to write the last line")
-    assert len(re.findall(r"^shutdown\(\d+, SHUT_RDWR\) += 0$", trace.read_text(), re.M)) == 2
-
-
-def test_bytes_that_come_after_the_signal(start_day, strace):
-    """The handler is kept in shutdown until they are there: recv then says ECONNRESET, which is our own
-    doing, and no trouble of that client."""
-    server = start_day("day01", "0", wrapper=strace("shutdown:delay_exit=200000"))
-    sock = server.connect()
-    assert server.echoes(sock)
-    server.settle()
-    server.process.send_signal(signal.SIGTERM)
-    assert sock.recv(1) == b""  # our end of file: the handler is at work
-    sock.sendall(b"too late")
-    assert server.wait() == 0  # not stop(): a second signal would be kept as long as the first
-
-
-def test_signals_at_any_moment(start_day):
-    """The handler shuts the sockets down, so it does not matter where the signal comes."""
-    for i in range(40):
-        server = start_day("day01", "0")
-        sock = server.connect()
-        sock.sendall(bytes(1 + 5000 * (i % 20)))
-        assert server.stop(signal.SIGTERM if i % 2 else signal.SIGINT)[0] <= 1
-        try:
-            receive_all(sock)
-        except ConnectionResetError:
-            pass
+    what, usage = done.stderr.decode().splitlines()
+    assert what.startswith(complaint) and usage == "usage: client [PORT [HOST]]"

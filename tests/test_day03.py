@@ -14,15 +14,15 @@ def server(start_day):
     return start_day("day03", "-v", "0")
 
 
-def masks(server, fd=5):
-    """What -v told of a descriptor: 'IN RDHUP (close)', once for each wake-up. A client has
-    descriptor 5, after stdin, stdout, stderr, the listener and the epoll instance."""
-    return [m[1] for line in server.out if (m := re.search(r"fd %d ([^,]*)" % fd, line))]
+def masks(server, fd=6):
+    """What -v told of a descriptor: 'IN RDHUP (close)', once for each wake-up. A client has descriptor
+    6, after stdin, stdout, stderr, the listener, the signals' and the epoll instance."""
+    return [m[1] for line in server.out if (m := re.search(r"fd %d ([^,:]*)" % fd, line))]
 
 
 def interest_set(server):
     """{descriptor: mask} as the kernel tells it in /proc/PID/fdinfo."""
-    with open("/proc/%d/fdinfo/4" % server.pid, encoding="ascii") as file:
+    with open("/proc/%d/fdinfo/5" % server.pid, encoding="ascii") as file:
         return {int(fd): int(mask, 16)
                 for fd, mask in re.findall(r"tfd:\s+(\d+) events:\s+([0-9a-f]+)", file.read())}
 
@@ -32,7 +32,7 @@ def interest_set(server):
 def test_new_connection_data_and_close(server):
     with server.connect() as sock:
         assert server.echoes(sock)
-    server.wait_out("left")
+    server.wait_out(" left")
     assert masks(server, fd=3) == ["IN (new connection)"]
     assert masks(server) == ["IN (data)", "IN RDHUP (close)"]
 
@@ -49,7 +49,7 @@ def test_error(server):
     sock = server.connect()
     assert server.echoes(sock)
     reset(sock)
-    server.wait_out("left after 6 bytes: " + strerror("ECONNRESET"))
+    server.wait_out(" left: " + strerror("ECONNRESET"))
     assert masks(server) == ["IN (data)", "IN RDHUP ERR HUP (error)"]
     server.errors(1)
 
@@ -63,7 +63,7 @@ def test_bytes_before_an_error_are_read(server):
     sock.sendall(b"x")
     reset(sock)
     server.resume()
-    server.wait_out("left after 0 bytes")
+    server.wait_out(" left: ")
     assert masks(server) == ["IN RDHUP ERR HUP (error)"]
     server.errors(1)
     assert server.stop() == (1, 0, 1)
@@ -83,23 +83,29 @@ def test_room(server):
 
 def test_interest_set(server):
     """IN 1, OUT 4, ERR 8, HUP 0x10 (both are always there), RDHUP 0x2000."""
-    server.settle()  # it says where it listens before it has an interest set
-    assert interest_set(server) == {3: 0x2019}
+    ours = {3: 0x19, 4: 0x19}  # the listener, the signals
+    assert interest_set(server) == ours
     sock = server.connect(receive_buffer=4096)
     assert server.echoes(sock)
-    assert interest_set(server) == {3: 0x2019, 5: 0x2019}
+    assert interest_set(server) == {**ours, 6: 0x2019}
     server.fill(sock)
-    assert interest_set(server) == {3: 0x2019, 5: 0x1c}
+    assert interest_set(server) == {**ours, 6: 0x1c}
     reset(sock)
-    wait_until(lambda: interest_set(server) == {3: 0x2019}, "the client to be forgotten")
+    wait_until(lambda: interest_set(server) == ours, "the client to be forgotten")
     server.errors(1)
 
 
 def test_edge_triggered_is_a_bit_of_the_mask(start_day):
+    """Of a client's. The listener stays level-triggered, so that newcomers can be taken one by one."""
     server = start_day("day03", "-e", "0")
     with server.connect() as sock:
         assert server.echoes(sock)
-        assert interest_set(server) == {3: 0x80002019, 5: 0x80002019}
+        assert interest_set(server) == {3: 0x19, 4: 0x19, 6: 0x80002019}
+
+
+def test_a_signal_is_one_more_descriptor(server):
+    server.stop()
+    assert masks(server, fd=4) == ["IN (signal)"]
 
 
 # ---- Level and edge
@@ -145,9 +151,9 @@ def test_no_memory_for_one_more_client(server):
     socks = [server.connect(source="127.0.0.%d" % (1 + i // 1000)) for i in range(6000)]
     server.wait_err("^server: no room for 127")
     server.settle()
-    served = len([line for line in server.out if "connected" in line])
+    served = len([line for line in server.out if line.endswith(" connected")])
     assert served + len(server.errors()) == 1 + len(socks)
-    assert len(os.listdir("/proc/%d/fd" % server.pid)) == 5 + served
+    assert len(os.listdir("/proc/%d/fd" % server.pid)) == 6 + served
     assert server.echoes(first)
 
 

@@ -1,7 +1,7 @@
 """Holds NOTES.md and README.md to the truth.
 
-  - A ```c block is an excerpt: above it stands a link to its file, and it stands in that file word for
-    word. Or it is a file that the reader is told to save, and then we save it.
+  - A block of C belongs to a step (tests/book/steps.py, test_steps.py), or it is a file that the reader is
+    told to save, and then we save it.
   - A ```console block is typed into real shells, each on a terminal of its own, in a copy of the tree,
     and what they print is compared. The notes say in their opening page how to read one; that is all
     there is to know here, too.
@@ -21,6 +21,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 import tty
@@ -28,6 +29,9 @@ import tty
 import pytest
 
 from harness import PATIENCE, ROOT, SANITIZED, free_port
+
+sys.path.insert(0, str(ROOT / "tests" / "book"))
+import steps  # noqa: E402
 
 PAGES = [page for page in ("README.md", "NOTES.md") if (ROOT / page).exists()]
 
@@ -38,7 +42,7 @@ BY_FORM = {"make test", "make test-day03", "make check SERVER='./mine {port}'"}
 # Not on every machine. A block that types one of these is skipped where it is missing.
 TOOLS = ["nc", "ss", "strace", "gcc", "pidof"]
 
-SERVER = re.compile(r"make run-|(strace .* )?build/day\d\d/server\b")  # runs until Ctrl-C
+SERVER = re.compile(r"make run-|(strace .* )?build/(steps/day\d\d/\d+/build/)?day\d\d/server\b")  # runs until Ctrl-C
 
 # What make may say when Ctrl-C ends its child and itself: it depends on who is first.
 MAKE = r"(?:make: \*\*\* [^\n]*\n)*"
@@ -92,37 +96,21 @@ def prose(page):
                   (ROOT / page).read_text(), flags=re.M | re.S)
 
 
-# ---- Excerpts
+# ---- Code
 
 SAVE = r"Save this as `([\w.]+)`"
 
 
-@pytest.mark.parametrize("block", of_kind("c"), ids=str)
-def test_an_excerpt_stands_in_its_file(block):
-    if re.search(SAVE, block.before):
-        return
-    link = re.fullmatch(r"\[([^]]+)\]\(\1\):?", block.before)
-    assert link, "%s: no link to its file stands above this excerpt" % block.where
-    text = (ROOT / link[1]).read_text()
-    lines = text.splitlines()
-    for i, line in enumerate(block.text):
-        assert line in lines, "%s: %s has no such line:\n%s" % (
-            "%s:%d" % (block.page, block.line + 1 + i), link[1], line)
-    assert "\n" + "\n".join(block.text) + "\n" in "\n" + text, (
-        "%s: %s has these lines, but not in this order" % (block.where, link[1]))
+def of_a_step():
+    """The lines where the blocks of steps begin."""
+    return {change.line for day in steps.read().values() for step in day for change in step.changes}
 
 
-def test_excerpts_stand_in_the_order_of_their_file():
-    """Within a code walk."""
-    last = {}
-    for block in of_kind("c"):
-        if re.search(SAVE, block.before):
-            continue
-        name = block.before.strip("[").split("]")[0]
-        place = (ROOT / name).read_text().find("\n".join(block.text))
-        key = (block.page, block.heading, name)
-        assert place == -1 or place >= last.get(key, 0), "%s comes before the excerpt above it" % block.where
-        last[key] = place
+@pytest.mark.parametrize("block", of_kind("c") + of_kind("diff"), ids=str)
+def test_a_block_of_code_belongs_somewhere(block):
+    """Else it would be shown and be part of nothing, or a caption has a mistake."""
+    assert block.page == "NOTES.md" and block.line in of_a_step() or re.search(SAVE, block.before), (
+        "%s: neither a caption of a step nor a name to save it by stands above this block" % block.where)
 
 
 # ---- Console blocks
@@ -215,7 +203,7 @@ def asleep(process):
 LINE = re.compile(r"(?P<terminal>[1-3]?)(?:(?P<what>\$|>) (?P<text>.*)|\^(?P<key>[CD])(?P<rest>.*)|(?P<look>:))$")
 
 
-class Step:
+class Action:
     """One thing to do, and the lines that follow from it."""
 
     def __init__(self, line, match):
@@ -225,12 +213,12 @@ class Step:
         self.expected = [match["rest"]] if match["rest"] else []
 
 
-def steps(block):
+def actions(block):
     found = []
     for number, line in enumerate(block.text, block.line + 1):
         match = LINE.match(line)
         if match and not (match["look"] and not match["terminal"]):
-            found.append(Step(number, match))
+            found.append(Action(number, match))
         else:
             assert found, "%s: output before anything was typed" % block.where
             found[-1].expected.append(line)
@@ -357,7 +345,7 @@ class Typist:
 
     def run(self):
         try:
-            for step in steps(self.block):
+            for step in actions(self.block):
                 self.step(step)
             for terminal in sorted(self.terminals.values(), key=Terminal.serves):  # clients first
                 if terminal.running:
@@ -391,7 +379,7 @@ def copy(tmp_path_factory):
                     reason="the notes show what make builds by default, whatever else is tested")
 @pytest.mark.parametrize("block", of_kind("console"), ids=str)
 def test_a_console_block_shows_what_happens(block, copy):
-    typed = [step.text for step in steps(block) if step.what == "$"]
+    typed = [step.text for step in actions(block) if step.what == "$"]
     for tool in TOOLS:
         if re.search(r"\b%s\b" % tool, "\n".join(typed)) and shutil.which(tool) is None:
             pytest.skip("%s is missing" % tool)
@@ -439,7 +427,7 @@ def commands(page):
         yield text.count("\n", 0, found.start()) + 1, " ".join(found[1].split())
     for block in blocks(page):
         if block.kind == "console":
-            for step in steps(block):
+            for step in actions(block):
                 if step.text and step.text.startswith("make "):
                     yield step.line, step.text
 
@@ -477,9 +465,8 @@ def test_every_day_has_its_chapter_and_all_have_the_same_shape():
     text = prose("NOTES.md")
     chapters = re.split(r"^## ", text, flags=re.M)
     days = [chapter for chapter in chapters if chapter.startswith("Day ")]
-    shapes = [re.findall(r"^### (.*)$", chapter, re.M) for chapter in days]
-    for shape in shapes:
-        assert shape == shapes[0]
+    assert len(days) == 5
     for chapter in days:
-        for heading in ("code walk", "exercises"):
-            assert heading in chapter.lower()
+        shape = [heading for heading in re.findall(r"^### (.*)$", chapter, re.M) if not heading.startswith("Step ")]
+        assert shape == ["What you should know", "What else breaks", "Exercises", "The whole difference",
+                         "Notes and sources"]

@@ -9,21 +9,17 @@
 
 #include "listener.h"
 
-static void on_read(struct bufferevent *client, void *peer)
+static void on_read(struct bufferevent *client, void *unused)
 {
-    struct evbuffer *input = bufferevent_get_input(client);
-
-    ((struct peer *)peer)->echoed += evbuffer_get_length(input);
-    bufferevent_write_buffer(client, input);
+    (void)unused;
+    bufferevent_write_buffer(client, bufferevent_get_input(client));
 }
 
-static void on_event(struct bufferevent *client, short events, void *peer)
+static void on_event(struct bufferevent *client, short events, void *unused)
 {
-    if ((events & (BEV_EVENT_EOF | BEV_EVENT_ERROR)) == 0)
-        return;
-    farewell(peer);
-    bufferevent_free(client);
-    free(peer);
+    (void)unused;
+    if (events & (BEV_EVENT_EOF | BEV_EVENT_ERROR))
+        bufferevent_free(client);
 }
 
 static void on_connection(struct evconnlistener *listener, evutil_socket_t fd,
@@ -31,14 +27,13 @@ static void on_connection(struct evconnlistener *listener, evutil_socket_t fd,
 {
     struct event_base *base = evconnlistener_get_base(listener);
     struct bufferevent *client = bufferevent_socket_new(base, fd, BEV_OPT_CLOSE_ON_FREE);
-    struct peer *peer = malloc(sizeof(*peer));
 
+    (void)address;
     (void)length;
     (void)unused;
-    if (client == NULL || peer == NULL)
+    if (client == NULL)
         errx(1, "no memory for a client");
-    *peer = welcome((struct sockaddr_in *)(void *)address);
-    bufferevent_setcb(client, on_read, NULL, on_event, peer);
+    bufferevent_setcb(client, on_read, NULL, on_event, NULL);
     bufferevent_enable(client, EV_READ | EV_WRITE);
 }
 

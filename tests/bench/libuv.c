@@ -6,11 +6,6 @@
 
 #include "listener.h"
 
-struct client {
-    uv_tcp_t stream; /* first, so that a pointer to it is a pointer to the client */
-    struct peer peer;
-};
-
 /* A write, and the buffer that it owns. */
 struct job {
     uv_write_t request;
@@ -19,7 +14,6 @@ struct job {
 
 static void on_closed(uv_handle_t *client)
 {
-    farewell(&((struct client *)client)->peer);
     free(client);
 }
 
@@ -53,7 +47,6 @@ static void on_read(uv_stream_t *client, ssize_t n, const uv_buf_t *buffer)
         uv_buf_t bytes = uv_buf_init(buffer->base, (unsigned int)n);
 
         job->bytes = buffer->base;
-        ((struct client *)client)->peer.echoed += (uint64_t)n;
         uv_write(&job->request, client, &bytes, 1, on_written);
         return;
     }
@@ -64,20 +57,16 @@ static void on_read(uv_stream_t *client, ssize_t n, const uv_buf_t *buffer)
 
 static void on_connection(uv_stream_t *listener, int status)
 {
-    struct client *c = status == 0 ? calloc(1, sizeof(*c)) : NULL;
-    uv_stream_t *stream = (uv_stream_t *)c;
-    struct sockaddr_in address = {0};
-    int length = sizeof(address);
+    uv_tcp_t *client = status == 0 ? malloc(sizeof(*client)) : NULL;
+    uv_stream_t *stream = (uv_stream_t *)client;
 
-    if (c == NULL)
+    if (client == NULL)
         return;
-    uv_tcp_init(listener->loop, &c->stream);
+    uv_tcp_init(listener->loop, client);
     if (uv_accept(listener, stream) != 0) {
         drop(stream);
         return;
     }
-    uv_tcp_getpeername(&c->stream, (struct sockaddr *)&address, &length);
-    c->peer = welcome(&address);
     uv_read_start(stream, give_buffer, on_read);
 }
 

@@ -1,14 +1,13 @@
-/* What the servers of make bench share: a listener on 127.0.0.1, announced as the days do it, as many
- * descriptors as the system gives, and the two lines that are printed of each client. (The barest
- * server prints none.) They are there to be measured, not to be learned from. */
+/* What the servers of make bench share: a listener on 127.0.0.1, with the options of our days and
+ * announced as they do it, and as many descriptors as the system gives. They are there to be
+ * measured, not to be learned from. */
 #ifndef LISTENER_H
 #define LISTENER_H
 
-#include <arpa/inet.h>
 #include <err.h>
 #include <errno.h>
-#include <inttypes.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,27 +17,6 @@
 #include <unistd.h>
 
 enum { BACKLOG = 4096, BUFFER_SIZE = 64 * 1024 }; /* as on all days */
-
-/* Who a client is, and what it had. */
-struct peer {
-    struct in_addr ip;
-    in_port_t port; /* in network byte order, as the address */
-    uint64_t echoed;
-};
-
-static inline struct peer welcome(const struct sockaddr_in *address)
-{
-    struct peer peer = {.ip = address->sin_addr, .port = address->sin_port};
-
-    printf("%s:%d connected\n", inet_ntoa(peer.ip), ntohs(peer.port));
-    return peer;
-}
-
-static inline void farewell(const struct peer *peer)
-{
-    printf("%s:%d left after %" PRIu64 " bytes\n", inet_ntoa(peer->ip), ntohs(peer->port),
-           peer->echoed);
-}
 
 /* Returns a non-blocking listener on the port that argv[1] names, on a free one without it. */
 static inline int open_listener(char *argv[])
@@ -59,6 +37,9 @@ static inline int open_listener(char *argv[])
     setrlimit(RLIMIT_NOFILE, &limit);
 
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+    setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on));
     if (bind(fd, (struct sockaddr *)&address, sizeof(address)) == -1 || listen(fd, BACKLOG) == -1)
         err(1, "listen");
     getsockname(fd, (struct sockaddr *)&address, &length);
