@@ -34,6 +34,7 @@ SERVERS = {
 def pytest_addoption(parser):
     parser.addoption("--server", help="hold this command to the contract; {port} is the port")
     parser.addoption("--step", help="day01/4: what the server of BUILD promises, as it stands after that step")
+    parser.addoption("--promised-by", type=int, help="of these, only what is new with that step")
     parser.addoption("--part", default="1/1", help="1/2: every second test, 2/2: the others")
 
 
@@ -76,12 +77,14 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    """make check: only what any server can be held to. STEP=N: what that step and those before it promise,
-    or what it is asked to keep (tests named on the command line). And one part of the tests, as asked for."""
+    """make check: only what any server can be held to. STEP=N: what that step and those before it promise.
+    And one part of the tests, as asked for."""
     kept = items
-    if config.option.step and not any("::" in argument for argument in config.args):
+    if config.option.step:
         day, number = config.option.step.split("/")
-        promised = {name for step in steps.read()[day][:int(number)] for name in step.promises}
+        only = config.option.promised_by
+        promised = {name for step in steps.read()[day][:int(number)] for name in step.promises
+                    if only in (None, step.number)}
         kept = [item for item in items if name_in_the_notes(item) in promised or item.originalname in promised]
     if config.option.server:
         kept = [item for item in items

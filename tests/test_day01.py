@@ -189,3 +189,24 @@ def test_client_with_wrong_arguments(run_client, arguments, complaint):
     assert done.returncode == 2
     what, usage = done.stderr.decode().splitlines()
     assert what.startswith(complaint) and usage == "usage: client [PORT [HOST]]"
+
+
+# ---- What two steps of the day promise
+
+def test_stopped_in_the_middle_of_send(start_day):
+    """Stopped and continued, a send that sleeps returns what it has sent until then; the rest is still due."""
+    server = start_day("day01", str(free_port()))
+    sock = server.connect(receive_buffer=4096)
+    sent = server.fill(sock)
+    for _ in range(3):
+        server.pause()
+        server.resume()
+        server.settle()
+    assert receive(sock, len(sent)) == sent
+
+
+@pytest.mark.parametrize("port", ["65536", "abc", ""])
+def test_a_port_that_is_none(port):
+    done = subprocess.run([program("day01"), port], capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "server: port %s: not a number from 0 to 65535" % port

@@ -298,7 +298,7 @@ def sockets_of(pid):
 def test_lines_of_several_processes_do_not_mix(start):
     """Six hundred clients speak while nobody looks, so that a wake-up has as many events as it may have, and
     its line is as long as it can get."""
-    server = start("epoll", 3, "-v")
+    server = start("exclusive", 3, "-v")
     socks = [server.connect() for _ in range(600)]
     for sock in socks:
         assert server.echoes(sock, b"x")
@@ -308,8 +308,10 @@ def test_lines_of_several_processes_do_not_mix(start):
             sock.send(b"x")
         server.resume()
         assert all(receive(sock, 1) == b"x" for sock in socks)
+    server.pause()
     for sock in socks:
         reset(sock)
+    server.resume()
     server.settle()
     server.errors()
     server.stop()
@@ -361,3 +363,37 @@ def test_wrong_options(launch, arguments, complaint):
     what, usage = server.errors()
     assert what == complaint
     assert usage == "usage: server [-v] [-m MODE] [-w WORKERS] [PORT [HOST]]"
+
+
+# ---- What the first steps of the day promise: with no option yet
+
+def test_several_processes_serve(start_day):
+    server = start_day("day05", "0")
+    wait_until(lambda: len(workers_of(server)) >= 1, "a worker")
+    with server.connect() as sock:
+        assert server.echoes(sock)
+
+
+def test_one_signal_ends_them_all(start_day):
+    server = start_day("day05", "0")
+    wait_until(lambda: len(workers_of(server)) >= 1, "a worker")
+    children = workers_of(server)
+    os.kill(server.pid, signal.SIGTERM)
+    assert server.wait() == 0
+    assert not any(os.path.exists("/proc/%d" % pid) for pid in children)
+
+
+def test_a_dead_worker_is_replaced(start_day):
+    server = start_day("day05", "0")
+    wait_until(lambda: len(workers_of(server)) >= 1, "a worker")
+    victim = workers_of(server)[0]
+    os.kill(victim, signal.SIGKILL)
+    server.wait_err(r"^server: worker \d+ \(pid %d\) was killed by signal 9 \(Killed\)$" % victim)
+    wait_until(lambda: len(workers_of(server)) >= 1 and victim not in workers_of(server), "another one")
+    server.errors()
+
+
+def test_a_worker_that_cannot_start_is_told_at_once(launch, strace):
+    server = launch([*strace("epoll_create1:error=EMFILE"), program("day05"), "0"])
+    assert server.wait() == 1 and server.out == []
+    assert len(server.errors()) >= 1

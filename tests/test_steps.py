@@ -1,13 +1,14 @@
 """The steps of NOTES.md: each compiles without a warning and is a server, and the last of a day is the day."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
 
 import pytest
 
-from harness import BUILD, PATIENCE, ROOT, free_port, wait_until
+from harness import BUILD, PATIENCE, ROOT, SANITIZED, free_port, musl, wait_until
 
 sys.path.insert(0, str(ROOT / "tests" / "book"))
 import steps  # noqa: E402
@@ -136,3 +137,35 @@ def test_a_line_that_is_not_there(tmp_path):
 def test_other_mistakes(tmp_path, old, new, message):
     assert old in BOOK
     assert wrong(tmp_path, (BOOK % "x").replace(old, new)) == message
+
+
+# ---- What a step promises: its tests pass from there on, and do not on the step before
+
+def run_promised(step, number):
+    """{test: whether it passed}, with the server as it stands after the step of that number."""
+    tree = BUILD / "tests" / "promises" / ("%s-%d-%d" % (step.day, step.number, number))
+    steps.write(steps.build(DAYS, step.day, number), step.day, tree)
+    subprocess.run(["make", "-s", "-C", tree, "BUILD=build", "CFLAGS=-O1", "programs"], check=True,
+                   env={name: value for name, value in os.environ.items() if name not in ("BUILD", "SAN", "MAKEFLAGS")})
+    names = [name.split("[")[0] for name in step.promises]
+    files = ["tests/test_contract.py", "tests/test_%s.py" % step.day, *(["tests/test_herd.py"] if step.number > 8 else [])]
+    done = subprocess.run(
+        [ROOT / "tests" / "run", "-q", "-rA", "--tb=short", "-p", "no:cacheprovider", *files, "--step",
+         "%s/%d" % (step.day, step.number), "--promised-by", str(step.number), "-k", " or ".join(names)], cwd=ROOT,
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "BUILD": str(tree / "build"), "PATIENCE": "30" if number == step.number else "1"})
+    found = re.findall(r"^(PASSED|FAILED|ERROR|SKIPPED) \S*?(?:::(\S+))?", done.stdout, re.M)
+    return found, done.stdout
+
+
+@pytest.mark.parametrize("step", [step for step in ALL if step.promises], ids=identity)
+def test_what_a_step_promises(step):
+    """The tests that the notes name under New pass; none of them does on the step before."""
+    if SANITIZED or musl():
+        pytest.skip("this is about the notes, which are the same for all builds: make test does it")
+    found, text = run_promised(step, step.number)
+    results = [result for result, _ in found]
+    assert results and set(results) <= {"PASSED", "SKIPPED"} and len(results) >= len(step.promises), text
+    if (step.day, step.number) != ("day01", 1) and "SKIPPED" not in results:
+        found, text = run_promised(step, step.number - 1)
+        assert found and "PASSED" not in [result for result, _ in found], text
