@@ -177,7 +177,7 @@ bool server_start_accepting(struct server *s)
 {
     uint32_t mask = s->exclusive ? EPOLLIN | EPOLLEXCLUSIVE : EPOLLIN;
 
-    s->shortage = epoll_add(&s->epoll, s->listener, mask, &s->listener) == -1 && errno != EEXIST;
+    s->shortage = epoll_add(&s->epoll, s->listener, mask, &s->listener) == -1;
     s->retry_at = now() + LOOK_AGAIN; /* if the kernel has no memory for it */
     return !s->shortage;
 }

@@ -14,8 +14,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "book"))
 
 import steps
-from harness import (BUILD, ROOT, SANITIZED, Server, free_port, program, split_command,
-                     use_all_descriptors)
+from harness import (BUILD, ROOT, SANITIZED, Server, free_port, is_listening, program, split_command,
+                     use_all_descriptors, wait_until)
 
 # What the contract is held to: a name, the program, its options.
 SERVERS = {
@@ -126,7 +126,7 @@ def launch(request):
 
 
 @pytest.fixture
-def start_day(launch):
+def start_day(launch, request):
     """start_day("day03", "-v", …): a day's server on a free port, ready for clients.
     wrapper: a command that runs it; limits: {resource.RLIMIT_…: value or (soft, hard)}; prepare: is
     called in the new process before it becomes the server."""
@@ -139,7 +139,10 @@ def start_day(launch):
                 prepare()
 
         command = [*wrapper, program(day), *arguments]
-        return launch(command, prepare=prepare_all, **options).listening()
+        server = launch(command, prepare=prepare_all, **options).listening()
+        if request.config.option.step:  # day 5 says so before it is true, until step 5
+            wait_until(lambda: is_listening(server.port), "the listener")
+        return server
 
     return start
 

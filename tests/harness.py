@@ -466,6 +466,12 @@ def free_port(ports=range(10_000, 32_000)):
                 pass
 
 
+def is_listening(port):
+    """Whether there is a listener on that port, without troubling it."""
+    return any(re.search(r"^ *\d+: \w+:%04X \w+:0000 0A " % port, Path(path).read_text(), re.M)
+               for path in ("/proc/net/tcp", "/proc/net/tcp6"))
+
+
 def use_all_descriptors():
     """Thousands of connections need them; the usual limit is 1024."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

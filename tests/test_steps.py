@@ -34,7 +34,7 @@ def tree(request):
 def compile_step(step, folder, name, sources):
     sources += [path for path in [folder / "common" / "die.c"] if path.exists()]
     target = folder / name
-    done = subprocess.run([os.environ.get("CC", "cc"), "-std=gnu11", "-pthread", *WARNINGS, "-o", target, *sources],
+    done = subprocess.run([os.environ.get("CC", "cc"), "-O0", "-std=gnu11", "-pthread", *WARNINGS, "-o", target, *sources],
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, "step %d of %s (NOTES.md:%d):\n%s" % (step.number, step.day, step.line, done.stderr)
     return target
@@ -145,7 +145,7 @@ def run_promised(step, number):
     """{test: whether it passed}, with the server as it stands after the step of that number."""
     tree = BUILD / "tests" / "promises" / ("%s-%d-%d" % (step.day, step.number, number))
     steps.write(steps.build(DAYS, step.day, number), step.day, tree)
-    subprocess.run(["make", "-s", "-C", tree, "BUILD=build", "CFLAGS=-O1", "programs"], check=True,
+    subprocess.run(["make", "-s", "-C", tree, "BUILD=build", "CFLAGS=-O0", "programs"], check=True,
                    env={name: value for name, value in os.environ.items() if name not in ("BUILD", "SAN", "MAKEFLAGS")})
     names = [name.split("[")[0] for name in step.promises]
     files = ["tests/test_contract.py", "tests/test_%s.py" % step.day, *(["tests/test_herd.py"] if step.number > 8 else [])]
