@@ -98,7 +98,7 @@ $(DAYS:%=diff-%): diff-%: ## diff-dayNN: what is new in a day
 	    diff -uN --color=auto $$before/$$file $$day/$$file || [ $$? = 1 ] || exit 2; done
 
 $(DAYS:%=test-%): test-%: programs ## test-dayNN: run the tests of a day
-	@tests/parts.py -k $*
+	@tests/parts.py -m "not book" -k $*
 endif
 
 steps: ## steps: list the steps of each day; dayNN, run-dayNN, test-dayNN and diff-dayNN take STEP=N
@@ -120,8 +120,11 @@ scale: programs ## scale [QUICK=1]: what idle clients cost, select against epoll
 figures: ## figures [FROM=build/measured]: draw what herd, switches, scale and bench have measured
 	@tests/figures.py $(FROM)
 
-test: programs ## test: run all tests
-	@tests/parts.py
+test: programs ## test: run the tests of the servers and of all else that is here
+	@tests/parts.py -m "not book"
+
+test-book: programs ## test-book: type every session of the notes, and test every step on its own and on the one before
+	@tests/parts.py -m book
 
 check: ## check SERVER='./mine {port}' [TEST=bytes]: hold a server of yours to the contract
 	@[ -n "$(SERVER)" ] || { echo "check: which one? make check SERVER='./mine {port}'"; exit 2; }
@@ -150,4 +153,4 @@ help: ## help: show this
 	    awk -F : '{ printf "  make %s\n        %s\n", $$1, $$2 }'
 	@echo "  with SAN=1 any of these uses AddressSanitizer, with CC=clang another compiler"
 
-.PHONY: all programs client steps herd switches bench scale figures test check pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))
+.PHONY: all programs client steps test-book herd switches bench scale figures test check pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))

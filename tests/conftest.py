@@ -41,6 +41,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "since(day): the contract promises this from that day on")
     config.addinivalue_line("markers", "until(day): later days promise something else")
+    config.addinivalue_line("markers", "book: types the sessions of the notes, or tests a step: make test-book")
     config.addinivalue_line("markers", "ours: asks for messages or options that only our servers have")
     # The half of make test that runs in the background was started with SIGINT ignored (sh(1)), and
     # so would be all that it starts.

@@ -37,7 +37,7 @@ PAGES = [page for page in ("README.md", "NOTES.md") if (ROOT / page).exists()]
 
 # Typed, these would run the suite that we are in, or need a server that the reader has yet to write.
 # They are held by their form alone: make knows what to do for each (make -n).
-BY_FORM = {"make test", "make test-day03", "make check SERVER='./mine {port}'"}
+BY_FORM = {"make test", "make test-book", "make test-day03", "make check SERVER='./mine {port}'"}
 
 # Not on every machine. A block that types one of these is skipped where it is missing.
 TOOLS = ["nc", "ss", "strace", "gcc", "pidof"]
@@ -378,6 +378,7 @@ def copy(tmp_path_factory):
     return folder, port
 
 
+@pytest.mark.book
 @pytest.mark.skipif(SANITIZED or "CC" in os.environ,
                     reason="the notes show what make builds by default, whatever else is tested")
 @pytest.mark.parametrize("block", of_kind("console"), ids=str)

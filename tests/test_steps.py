@@ -40,6 +40,7 @@ def compile_step(step, folder, name, sources):
     return target
 
 
+@pytest.mark.book
 @pytest.mark.parametrize("tree", ALL, ids=identity, indirect=True)
 def test_a_step_is_a_server(tree):
     """No warning, and a client gets its bytes back. What stands beside the server compiles, too."""
@@ -158,6 +159,7 @@ def run_promised(step, number):
     return found, done.stdout
 
 
+@pytest.mark.book
 @pytest.mark.parametrize("step", [step for step in ALL if step.promises], ids=identity)
 def test_what_a_step_promises(step):
     """The tests that the notes name under New pass; none of them does on the step before."""
