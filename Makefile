@@ -5,6 +5,7 @@ CFLAGS  ?= -O2 -g
 WARNING := -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 PORT    ?= 8888
 ARGS    ?= -v
+QUIET   := $(if $(V),,@)
 
 # make SAN=1 …: with AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of its own.
 ifdef SAN
@@ -30,7 +31,7 @@ define program
 programs: $(BUILD)/$(1)
 $(BUILD)/$(1): $(2) $(wildcard common/die.[ch] $(dir $(firstword $(2)))*.h)
 	@mkdir -p $$(@D)
-	$$(CC) -std=gnu11 -pthread $(WARNING) $$(CFLAGS) $(SANITIZE) -o $$@ $$(filter %.c,$$^) $$(LDFLAGS)
+	$(QUIET)$$(CC) -std=gnu11 -pthread $(WARNING) $$(CFLAGS) $(SANITIZE) -o $$@ $$(filter %.c,$$^) $$(LDFLAGS)
 endef
 
 # $(1): where to, $(2): the sources. If there are any: a step of the notes does not have all files yet.
@@ -151,6 +152,7 @@ clean: ## clean: remove what was built
 help: ## help: show this
 	@sed -n 's/^[^#]*:.* ## \([^:]*\): /\1:/p' Makefile | \
 	    awk -F : '{ printf "  make %s\n        %s\n", $$1, $$2 }'
+	@echo "  with V=1 you see how the compiler is called"
 	@echo "  with SAN=1 any of these uses AddressSanitizer, with CC=clang another compiler"
 
 .PHONY: all programs client steps test-book herd switches bench scale figures test check pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))

@@ -130,7 +130,7 @@ static void open_listener(void)
     switch_on(SOL_SOCKET, SO_REUSEADDR, "SO_REUSEADDR");
     /* The sockets that accept gives inherit these: an answer does not wait for the acknowledgement
      * of the last one, a machine that has vanished is noticed, an urgent byte is one like others.
-     * */
+     */
     switch_on(IPPROTO_TCP, TCP_NODELAY, "TCP_NODELAY");
     switch_on(SOL_SOCKET, SO_KEEPALIVE, "SO_KEEPALIVE");
     switch_on(SOL_SOCKET, SO_OOBINLINE, "SO_OOBINLINE");

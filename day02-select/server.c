@@ -171,7 +171,7 @@ static void open_listener(void)
     switch_on(SOL_SOCKET, SO_REUSEADDR, "SO_REUSEADDR");
     /* The sockets that accept gives inherit these: an answer does not wait for the acknowledgement
      * of the last one, a machine that has vanished is noticed, an urgent byte is one like others.
-     * */
+     */
     switch_on(IPPROTO_TCP, TCP_NODELAY, "TCP_NODELAY");
     switch_on(SOL_SOCKET, SO_KEEPALIVE, "SO_KEEPALIVE");
     switch_on(SOL_SOCKET, SO_OOBINLINE, "SO_OOBINLINE");
@@ -273,7 +273,7 @@ static bool drop(struct connection *c, const char *why)
 
 /* The same for a client that has not taken all that is on its way: what our kernel still has for it
  * was not echoed. (tcp(7) calls this number SIOCOUTQ. An end of file on its way counts as a byte.)
- * */
+ */
 static bool give_up(struct connection *c, const char *why)
 {
     int unsent = 0;
@@ -448,7 +448,7 @@ static void handle(int fd)
 }
 
 /* Sleeps until something is ready, but at most so many milliseconds; -1: for as long as it takes.
- * */
+ */
 static void wait_and_serve(int milliseconds)
 {
     fd_set readable = reading, writable = writing; /* select writes its answer over the question */

@@ -101,7 +101,7 @@ void server_bind(struct server *s)
         switch_on(s, SOL_SOCKET, SO_REUSEPORT, "SO_REUSEPORT");
     /* The sockets that accept gives inherit these: an answer does not wait for the acknowledgement
      * of the last one, a machine that has vanished is noticed, an urgent byte is one like others.
-     * */
+     */
     switch_on(s, IPPROTO_TCP, TCP_NODELAY, "TCP_NODELAY");
     switch_on(s, SOL_SOCKET, SO_KEEPALIVE, "SO_KEEPALIVE");
     switch_on(s, SOL_SOCKET, SO_OOBINLINE, "SO_OOBINLINE");
@@ -210,7 +210,7 @@ static bool drop(struct server *s, struct connection *c, const char *why)
 
 /* The same for a client that has not taken all that is on its way: what our kernel still has for it
  * was not echoed. (tcp(7) calls this number SIOCOUTQ. An end of file on its way counts as a byte.)
- * */
+ */
 static bool give_up(struct server *s, struct connection *c, const char *why)
 {
     int unsent = 0;
@@ -441,7 +441,7 @@ static void handle(struct server *s, void *data)
 }
 
 /* Sleeps until something is ready, but at most so many milliseconds; -1: for as long as it takes.
- * */
+ */
 static void wait_and_serve(struct server *s, int milliseconds)
 {
     int ready = epoll_sleep(&s->epoll, milliseconds);

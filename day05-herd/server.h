@@ -80,7 +80,7 @@ void server_turn(struct server *s);
 /* The three that server_turn calls as there is need. Take one newcomer: if there are more, the
  * listener stays readable, and the clients that we have get their turn first. Wait for newcomers
  * (false: the kernel has no memory for it), or leave them in the backlog. accept(2), epoll_ctl(2)
- * */
+ */
 void server_accept(struct server *s);
 bool server_start_accepting(struct server *s);
 void server_stop_accepting(struct server *s);

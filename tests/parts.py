@@ -41,8 +41,8 @@ def main():
             status = 1
             print(text)
     failed, skipped = count("failed", lines) + count("error", lines), count("skipped", lines)
+    print("%d parts in %.0f s:" % (PARTS, time.monotonic() - start))
     print("%d passed, %d failed%s" % (count("passed", lines), failed, ", %d skipped" % skipped if skipped else ""))
-    print("in %.0f s" % (time.monotonic() - start))
     sys.exit(status or not count("passed", lines))
 
 
