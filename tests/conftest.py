@@ -33,6 +33,7 @@ SERVERS = {
 
 def pytest_addoption(parser):
     parser.addoption("--server", help="hold this command to the contract; {port} is the port")
+    parser.addoption("--day", type=int, default=5, help="with --server: no more than day 1, 2, … promises")
     parser.addoption("--step", help="day01/4: what the server of BUILD promises, as it stands after that step")
     parser.addoption("--promised-by", type=int, help="of these, only what is new with that step")
     parser.addoption("--part", default="1/1", help="1/2: every second test, 2/2: the others")
@@ -88,8 +89,12 @@ def pytest_collection_modifyitems(config, items):
                     if only in (None, step.number)}
         kept = [item for item in items if name_in_the_notes(item) in promised or item.originalname in promised]
     if config.option.server:
-        kept = [item for item in items
-                if "server_name" in item.fixturenames and not item.get_closest_marker("ours")]
+        def day_of(item):
+            since = item.get_closest_marker("since")
+            return since.args[0] if since else 1
+
+        kept = [item for item in items if "server_name" in item.fixturenames
+                and not item.get_closest_marker("ours") and day_of(item) <= config.option.day]
     part, parts = map(int, config.option.part.split("/"))
     items[:] = kept[part - 1::parts]
 

@@ -119,6 +119,13 @@ def test_check_holds_another_server_to_the_contract(tmp_path):
     assert bad.returncode == 2 and re.search(r"\b1 failed", bad.stdout), bad.stdout
 
 
+def test_check_asks_for_what_a_day_promises():
+    """Day 1 need not serve a second client while the first is silent."""
+    build = os.environ.get("BUILD", "build-san" if "SAN" in os.environ else "build")
+    done = make("check", "SERVER=%s/day01/server {port}" % build, "DAY=1", "TEST=silent or byte_at_a_time")
+    assert done.returncode == 0 and re.search(r"\b1 passed", done.stdout), done.stdout
+
+
 def test_a_pitfall_shows_what_fails():
     """The patch, the line of the test, what pytest says of it; and the copy is there to be tried."""
     done = make("pitfall-sizeof-buffer")
