@@ -36,7 +36,7 @@ def pytest_addoption(parser):
     parser.addoption("--day", type=int, default=5, help="with --server: no more than day 1, 2, … promises")
     parser.addoption("--step", help="day01/4: what the server of BUILD promises, as it stands after that step")
     parser.addoption("--promised-by", type=int, help="of these, only what is new with that step")
-    parser.addoption("--part", default="1/1", help="1/2: every second test, 2/2: the others")
+    parser.addoption("--part", default="1/1", help="1/4: every fourth test, from the first on; 2/4: from the second on")
 
 
 def pytest_configure(config):
@@ -44,8 +44,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "until(day): later days promise something else")
     config.addinivalue_line("markers", "book: types the sessions of the notes, or tests a step: make test-book")
     config.addinivalue_line("markers", "ours: asks for messages or options that only our servers have")
-    # The half of make test that runs in the background was started with SIGINT ignored (sh(1)), and
-    # so would be all that it starts.
+    # Started in the background of a shell we would ignore SIGINT (sh(1)), and so would all that we start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     use_all_descriptors()
     # What a test has measured is not to take the place of what the reader has.
