@@ -12,7 +12,7 @@ from harness import BUILD, ROOT
 
 PROGRAM = BUILD / "day05" / "herd"
 ROW = re.compile(r"(?P<way>[a-z-]+) +(?P<connections>\d+) +(?P<returned>\d+) +(?P<nothing>\d+) +(?P<woken>\d+)"
-                 r" +(?P<each>[\d.]+) +(?P<bar>#*) +(?P<cpu>[\d.]+) +(?P<delay>\d+|-)  (?P<got>.*)")
+                 r" +(?P<each>[\d.]+) +(?P<bar>#*)(?: +(?P<cpu>\d+\.\d) +(?P<delay>\d+|-))? +(?P<got>.*)")
 
 
 def number(text):
@@ -22,7 +22,7 @@ def number(text):
 def parse(text):
     """The rows of a table, each as a dict by the names of the columns."""
     rows = filter(None, map(ROW.fullmatch, text.splitlines()))
-    return [{**{name: number(value) for name, value in row.groupdict().items()}, "got": row["got"]}
+    return [{**{name: number(value) for name, value in row.groupdict().items() if value}, "got": row["got"]}
             for row in rows]
 
 

@@ -382,6 +382,17 @@ def test_one_signal_ends_them_all(start_day):
     assert not any(os.path.exists("/proc/%d" % pid) for pid in children)
 
 
+def test_a_stopped_worker_does_not_stop_the_end(start_day):
+    server = start_day("day05", "0")
+    wait_until(lambda: len(workers_of(server)) >= 1, "a worker")
+    victim = workers_of(server)[0]
+    os.kill(victim, signal.SIGSTOP)
+    wait_until(lambda: "State:\tT" in status_of(victim), "it to stop")
+    os.kill(server.pid, signal.SIGTERM)
+    assert server.wait() == 0
+    server.errors()
+
+
 def test_a_dead_worker_is_replaced(start_day):
     server = start_day("day05", "0")
     wait_until(lambda: len(workers_of(server)) >= 1, "a worker")
