@@ -62,7 +62,8 @@
       "full: " + ["1st", "2nd", "3rd", "4th", "5th"][frame.full.indexOf(name)];
     const cells = (x, y, name, height, leftwards) => Array.from({ length: ROOM[name] }, (_, i) =>
       box(x + 8 * i, y, 7, height, (leftwards ? ROOM[name] - 1 - i : i) < frame[name] ? "byte" : "plain")).join("");
-    const buffer = (x, y, name, words, leftwards) => text(x, y - 6, words, "small") +
+    const buffer = (x, y, name, words, leftwards) =>
+      text(leftwards ? x + 8 * ROOM[name] : x, y - 6, words, leftwards ? "small end" : "small") +
       cells(x, y, name, 24, leftwards) + text(x + 4 * ROOM[name], y + 37, full(name), "small middle warn");
     const flow = (x, toX, y, name) => arrow(x, y, toX, y, frame.moved[name] ? "moving" : "") +
       text((x + toX) / 2, y + 15, frame.moved[name] || "", "small middle");
@@ -77,7 +78,7 @@
       flow(58, 75, 57, "unsent") + buffer(78, 45, "clientSend", "send buffer") + flow(161, 181, 57, "clientSend") +
       buffer(184, 45, "serverReceive", "receive buffer") + flow(235, 286, 57, "serverReceive") +
       flow(286, 267, 137, "held") + buffer(184, 125, "serverSend", "send buffer", true) +
-      flow(181, 161, 137, "serverSend") + buffer(110, 125, "clientReceive", "receive", true) +
+      flow(181, 161, 137, "serverSend") + buffer(110, 125, "clientReceive", "receive buffer", true) +
       flow(107, 58, 137, "clientReceive");
   }
 

@@ -82,7 +82,7 @@
       say("All sleep again. " + (
           awake.length > 1 ? `Of ${awake.length} that were woken, ${awake.length - 1} ran for nothing.` :
           inAccept ? `Worker ${awake} has entered the queue anew, at its tail.` :
-          `One was woken, ${awake}. It will be the first to be woken next time, too.`));
+          `Worker ${awake} alone was woken, and will be the first next time, too.`));
     }
     return frames;
   }
@@ -103,7 +103,7 @@
 
     return text(6, 14, "backlog", "small") + box(54, 3, 22, 16, "plain") +
       box(60, 6, 10, 10, frame.backlog ? "byte" : "hidden") +
-      text(6, 30, "the listener's wait queue: head", "small") + (way.shared ? one : workers.map(entry).join("")) +
+      text(6, 30, "the listener's wait queue, from its head", "small") + (way.shared ? one : workers.map(entry).join("")) +
       lane("asleep", "asleep") + lane("woken", `woken by the kernel: ${frame.woken}`) +
       lane("returned", `returned to the program: ${frame.returned}`) +
       lane("accepts", `accepts; found nothing: ${frame.nothing}`) + workers.map(sleeper).join("") +
