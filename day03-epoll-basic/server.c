@@ -1,8 +1,8 @@
 /* Day 3: the same server with epoll.
  *
  * New today: the kernel remembers what we wait for (the interest set) and keeps a list of what is
- * ready. A wake-up costs as much as there is to do, however many clients are idle, and their number
- * is no longer limited. A signal is one more descriptor. Level-triggered, or edge-triggered: -e.
+ * ready. A wake-up costs as much as there is to do, however many clients are idle, and there may be
+ * more than 1024. A signal is one more descriptor. Level-triggered, or edge-triggered: -e.
  *
  * Not yet: a second server in the same program, since all that a server knows stands in variables
  * of the file (day 4). And it is one process on one core (day 5).
