@@ -232,7 +232,7 @@ static int milliseconds_until(int64_t moment)
 
 /* ---- The two sets ---------------------------------------------------------------------------- */
 
-/* Wait until this client can be read from, and no longer until it can be written to. */
+/* Wait for bytes from this client, not for room to send to it. */
 static bool want_read(struct connection *c)
 {
     FD_SET(c->fd, &reading);
@@ -248,7 +248,7 @@ static bool want_write(struct connection *c)
     return true;
 }
 
-/* Wait for nothing from this descriptor any more. */
+/* No more events from this descriptor. */
 static void forget(int fd)
 {
     FD_CLR(fd, &reading);
@@ -457,7 +457,7 @@ static void wait_and_serve(int milliseconds)
 
     if (ready == -1 && errno != EINTR) {
         complain("select");
-        usleep(100 * 1000); /* out of memory, perhaps: to try again at once would not help */
+        usleep(100 * 1000); /* out of memory, perhaps: trying again at once would not help */
     }
     if (ready == -1)
         return;

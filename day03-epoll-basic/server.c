@@ -250,21 +250,20 @@ static bool want(struct connection *c, int operation, uint32_t mask)
     return change_interest(operation, c->fd, mask | edge) || fail(c, "epoll_ctl for");
 }
 
-/* Wait until this client can be read from, and no longer until it can be written to.
- * Edge-triggered, the kernel also looks anew whether there is something to read. EPOLLRDHUP tells a
- * close from data. */
+/* Wait for bytes from this client, not for room to send to it. In edge-triggered mode the kernel
+ * also looks again whether there is something to read. EPOLLRDHUP means a close, not data. */
 static bool want_read(struct connection *c)
 {
     return want(c, EPOLL_CTL_MOD, EPOLLIN | EPOLLRDHUP);
 }
 
-/* The other way round. Without EPOLLRDHUP: once true it stays so, and would never let us sleep. */
+/* The other way round. EPOLLRDHUP stays set once it is true: with it we would never sleep. */
 static bool want_write(struct connection *c)
 {
     return want(c, EPOLL_CTL_MOD, EPOLLOUT);
 }
 
-/* Wait for nothing from this descriptor any more. */
+/* No more events from this descriptor. */
 static void forget(int fd)
 {
     change_interest(EPOLL_CTL_DEL, fd, 0);
@@ -536,7 +535,7 @@ static void wait_and_serve(int milliseconds)
 
     if (ready == -1 && errno != EINTR) {
         complain("epoll_wait");
-        usleep(100 * 1000); /* out of memory, perhaps: to try again at once would not help */
+        usleep(100 * 1000); /* out of memory, perhaps: trying again at once would not help */
     }
     if (ready == -1)
         return;

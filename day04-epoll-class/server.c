@@ -153,10 +153,9 @@ int milliseconds_until(int64_t moment)
 
 static bool fail(struct server *s, struct connection *c, const char *call);
 
-/* Wait until this client can be read from, and no longer until it can be written to.
- * Edge-triggered, the kernel also looks anew whether there is something to read. EPOLLRDHUP tells a
- * close from data. The kernel may have no memory for it. Then the client is dropped, and false is
- * returned. */
+/* Wait for bytes from this client, not for room to send to it. In edge-triggered mode the kernel
+ * also looks again whether there is something to read. EPOLLRDHUP means a close, not data.
+ * The kernel may have no memory for it. Then the client is dropped, and false is returned. */
 static bool want_read(struct server *s, struct connection *c)
 {
     uint32_t mask = EPOLLIN | EPOLLRDHUP | s->edge;
@@ -164,7 +163,7 @@ static bool want_read(struct server *s, struct connection *c)
     return epoll_modify(&s->epoll, c->fd, mask, c) == 0 || fail(s, c, "epoll_ctl for");
 }
 
-/* The other way round. Without EPOLLRDHUP: once true it stays so, and would never let us sleep. */
+/* The other way round. EPOLLRDHUP stays set once it is true: with it we would never sleep. */
 static bool want_write(struct server *s, struct connection *c)
 {
     uint32_t mask = EPOLLOUT | s->edge;
@@ -448,7 +447,7 @@ static void wait_and_serve(struct server *s, int milliseconds)
 
     if (ready == -1 && errno != EINTR) {
         complain("epoll_wait");
-        usleep(100 * 1000); /* out of memory, perhaps: to try again at once would not help */
+        usleep(100 * 1000); /* out of memory, perhaps: trying again at once would not help */
     }
     if (ready == -1)
         return;

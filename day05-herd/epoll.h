@@ -32,7 +32,7 @@ int epoll_add(struct epoll *e, int fd, uint32_t mask, void *data);
  * ENOENT. epoll_ctl(2) */
 int epoll_modify(struct epoll *e, int fd, uint32_t mask, void *data);
 
-/* Wait for nothing from fd any more. Nothing happens if we did not. epoll_ctl(2) */
+/* No more events from fd. Does nothing if there were none. epoll_ctl(2) */
 void epoll_remove(struct epoll *e, int fd);
 
 /* Sleeps until something is ready, at most so many milliseconds; -1: for as long as it takes.

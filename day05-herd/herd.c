@@ -300,7 +300,7 @@ static bool pause_for(long milliseconds)
 }
 
 /* With port 0 the kernel chooses one, which getsockname says; the next listeners of this way then ask
- * for the same. SO_REUSEADDR: it is we who close first, and that would block the port for a minute. */
+ * for the same. SO_REUSEADDR: we close first, which would block the port. */
 static void open_listener(void)
 {
     socklen_t length = sizeof(address);
@@ -515,7 +515,7 @@ static unsigned connect_all(void)
     return delays[connections / 2];
 }
 
-/* With -p it is you who connects, we do not know when. */
+/* With -p you connect, and we do not know when. */
 static void wait_for_ctrl_c(void)
 {
     printf("listening on 127.0.0.1:%d\n", ntohs(address.sin_port));
