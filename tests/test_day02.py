@@ -1,7 +1,9 @@
 """Day 2: select, its two sets, and its two limits."""
 
+import os
 import re
 import resource
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,25 @@ def test_verbose_tells_who_is_ready(server):
         "woke up: 1 ready, fd 6 readable",
         "fd 6: " + name + " left: closed by the client",
     ]
+
+
+def test_a_wake_up_has_a_line(server):
+    """The listener is ready once, and the client twice: for its bytes, and for its end."""
+    with server.connect() as sock:
+        assert server.echoes(sock)
+    server.wait_out(" left")
+    ready = re.findall(r"woke up: 1 ready, fd (\d+) readable", "\n".join(server.out))
+    assert ready[0] == "3" and ready[1:] == 2 * [ready[1]]
+
+
+def test_no_socket_blocks(server):
+    with server.connect() as sock:
+        assert server.echoes(sock)
+        folder = "/proc/%d/" % server.pid
+        sockets = [fd for fd in os.listdir(folder + "fd") if os.readlink(folder + "fd/" + fd).startswith("socket:")]
+        flags = [Path(folder + "fdinfo/" + fd).read_text() for fd in sockets]
+    assert len(sockets) == 2
+    assert all(int(re.search(r"flags:\s+(\d+)", text)[1], 8) & os.O_NONBLOCK for text in flags)
 
 
 def test_a_client_is_in_one_set_at_a_time(server):

@@ -29,6 +29,14 @@ def interest_set(server):
 
 # ---- The four reasons to wake up, and the mask of each
 
+def test_a_wake_up_has_a_reason(server):
+    with server.connect() as sock:
+        assert server.echoes(sock)
+    server.wait_out(" left")
+    assert re.findall(r"woke up: 1 ready, fd \d+ (.*)", "\n".join(server.out)) == [
+        "IN (new connection)", "IN (data)", "IN RDHUP (close)"]
+
+
 def test_new_connection_data_and_close(server):
     with server.connect() as sock:
         assert server.echoes(sock)
