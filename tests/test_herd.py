@@ -240,20 +240,30 @@ def test_stopped_and_continued(by_hand, way):
 
 # ---- Its end
 
-def endless(way="epoll", **options):
-    """One that has connections to make for a minute, and is at it."""
-    process = subprocess.Popen([program("day05", "herd"), "-m", way, "-c", "10000"], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True, **options)
-    count = 1 if way.startswith("pool") else 10
-    children = "/proc/%d/task/%d/children" % (process.pid, process.pid)
+@pytest.fixture
+def endless():
+    """endless("mutex"): one that has connections to make for a minute, and is at it. (process, its workers)"""
+    started = []
 
-    def all_started():
+    def start(way="epoll", **options):
+        process = subprocess.Popen([program("day05", "herd"), "-m", way, "-c", "10000"], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True, **options)
+        started.append(process)
+        count = 1 if way.startswith("pool") else 10
+        children = "/proc/%d/task/%d/children" % (process.pid, process.pid)
+
+        def all_started():
+            with open(children, encoding="ascii") as file:
+                return len(file.read().split()) == count
+
+        wait_until(all_started, "its workers")
         with open(children, encoding="ascii") as file:
-            return len(file.read().split()) == count
+            return process, list(map(int, file.read().split()))
 
-    wait_until(all_started, "its workers")
-    with open(children, encoding="ascii") as file:
-        return process, list(map(int, file.read().split()))
+    yield start
+    for process in started:
+        process.kill()  # and the kernel its workers
+        process.communicate()
 
 
 def ended_with(process, children, message):
@@ -281,7 +291,7 @@ def odd_signals():
 
 @pytest.mark.parametrize("inherited", [None, odd_signals], ids=["", "inherited"])
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(sig, inherited):
+def test_interrupted(endless, sig, inherited):
     process, children = endless(preexec_fn=inherited)
     process.send_signal(sig)
     ended_with(process, children, "herd: epoll: interrupted\n")
@@ -295,7 +305,7 @@ def test_inherited_signals_change_nothing(by_hand):
 
 
 @pytest.mark.parametrize("way", ["epoll", "accept", "mutex", "pool-signal"])
-def test_a_worker_that_dies_is_the_end(way):
+def test_a_worker_that_dies_is_the_end(endless, way):
     process, children = endless(way)
     os.kill(children[0], signal.SIGKILL)
     ended_with(process, children, "herd: %s: a worker died\n" % way)
@@ -308,11 +318,9 @@ def test_a_worker_that_dies_by_hand(by_hand):
     assert server.errors() == ["herd: exclusive: a worker died"]
 
 
-def test_the_parents_death_ends_the_workers():
+def test_the_parents_death_ends_the_workers(endless):
     process, children = endless("shared")
     process.kill()
-    process.wait()
-    process.stderr.close()
     await_end(children)
 
 
