@@ -54,6 +54,14 @@ $(BUILD)/bench/buffer-%k: day03-epoll-basic/server.c common/die.c common/die.h
 	sed 's/BUFFER_SIZE = [0-9]* \* 1024/BUFFER_SIZE = $* * 1024/' $< | \
 	    $(CC) -std=gnu11 $(WARNING) $(CFLAGS) -I $(<D) -o $@ -x c - common/die.c $(LDFLAGS)
 
+# ---- What make kernels runs on other kernels, where there are no libraries
+
+$(BUILD)/kernels/herd: day05-herd/herd.c common/die.c common/die.h
+$(BUILD)/kernels/facts: tests/kernels/facts.c common/die.c common/die.h
+$(BUILD)/kernels/%:
+	@mkdir -p $(@D)
+	$(QUIET)$(CC) -std=gnu11 -pthread -static $(WARNING) $(CFLAGS) -o $@ $(filter %.c,$^)
+
 # ---- What a reader types. With STEP=N it is about a day as it stands after a step of the notes, which lies
 # in a tree of its own.
 
@@ -118,6 +126,9 @@ bench: programs ## bench [QUICK=1]: our servers beside libev, libuv and libevent
 scale: programs ## scale [QUICK=1]: what idle clients cost, select against epoll (two minutes)
 	@tests/scale.py $(if $(QUICK),--quick)
 
+kernels: ## kernels [QUICK=1]: the laboratory on the kernels of Debian 11 to sid, emulated (three minutes)
+	@tests/kernels.py $(if $(QUICK),--quick)
+
 figures: ## figures [FROM=build/measured]: draw what herd, switches, scale and bench have measured
 	@tests/figures.py $(FROM)
 
@@ -137,7 +148,7 @@ pitfall-%: programs ## pitfall-NAME: break a server in one way, and see which te
 pitfalls: ## pitfalls: list the ways
 	@python3 tests/pitfall.py
 
-SOURCES := $(wildcard common/*.[ch] day0*/*.[ch] tests/bench/*.[ch])
+SOURCES := $(wildcard common/*.[ch] day0*/*.[ch] tests/bench/*.[ch] tests/kernels/*.c)
 
 lint: ## lint: check the form of the code and look for mistakes
 	@for tool in clang-format cppcheck; do \
@@ -155,4 +166,4 @@ help: ## help: show this
 	@echo "  with V=1 you see how the compiler is called"
 	@echo "  with SAN=1 any of these uses AddressSanitizer, with CC=clang another compiler"
 
-.PHONY: all programs client steps test-book herd switches bench scale figures test check pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))
+.PHONY: all programs client steps test-book herd switches bench scale kernels figures test check pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))
