@@ -15,12 +15,13 @@ from pathlib import Path
 from statistics import median
 
 import herd
+import kernels
 from harness import ROOT
 from measuring import MEASURED
 
 GREY, BLUE, ORANGE = "#787878", "#3b82d0", "#d9701a"
 COMMANDS = {"herd": "make herd", "herd-delay": "make herd DELAY=100", "switches": "make switches",
-            "scale": "make scale", "bench": "make bench"}
+            "scale": "make scale", "bench": "make bench", "kernels": "make kernels"}
 
 
 def data_file(folder, name):
@@ -125,12 +126,44 @@ def buffer_table(data):
                      for size, cpu in data["buffers"].items()])
 
 
-# name of the figure: the data, the tables
+def by_version(data):
+    return sorted(data["kernels"].values(), key=lambda kernel: list(map(int, kernel["version"].split("."))))
+
+
+def release(kernel):
+    return ".".join(kernel["version"].split(".")[:2])
+
+
+def kernels_table(data):
+    """Woken for one connection, and how many return after a nap."""
+    found = by_version(data)
+    return markdown(["way", *("%s%s" % (release(kernel), "" if kernel["emulated"] else ", not emulated")
+                              for kernel in found)],
+                    [[way, *("%.1f (%.0f)" % (kernel["ways"]["woken"][way], kernel["nap"]["returned"][way])
+                             for kernel in found)] for way in found[0]["ways"]["woken"]])
+
+
+def masks_table(data):
+    """Of the newest kernel; a test sees to it that the others say the same."""
+    rows = [[peer, *answer.split(" / ")] for peer, answer in by_version(data)[-1]["facts"]["mask"].items()]
+    return markdown(["the peer", "`epoll_wait`", "`select`", "`recv`"],
+                    [[peer, epoll, select.replace(" ", ", "), recv.replace(" ", ", then ")]
+                     for peer, epoll, select, recv in rows])
+
+
+def differences_table(data):
+    found = by_version(data)
+    return markdown(["", *map(release, found)],
+                    [[": ".join(key), *answers] for key, answers in kernels.compare(found)[1].items()])
+
+
+# name of the figure: the data, the tables; no figure if DRAW has none
 TABLES = {
     "herd": (["herd", "herd-delay"], [herd_table]),
     "switches": (["switches"], [switches_table]),
     "scale": (["scale"], [scale_table]),
     "bench": (["bench"], [echo_table, other_table, buffer_table]),
+    "kernels": (["kernels"], [kernels_table, masks_table, differences_table]),
 }
 
 
@@ -244,7 +277,7 @@ def main():
     folder = parser.parse_args().folder.absolute()
     plt = pyplot()
     drawn = 0
-    for name, (needed, _) in TABLES.items():
+    for name, (needed, _) in [(name, TABLES[name]) for name in DRAW]:
         missing = [COMMANDS[one] for one in needed if not data_file(folder, one).exists()]
         if missing:
             print("no %s.svg: it needs %s" % (name, " and ".join(missing)))

@@ -13,9 +13,11 @@ import pytest
 
 import bench
 import figures
+import kernels
 import measuring
 import scale
 from harness import MIB, PATIENCE, ROOT, marked, still_running, wait_until
+from test_herd import WAYS, WHOLE_HERD
 
 FOLDER = ROOT / "tests" / "measured"
 NOTES = (ROOT / "NOTES.md").read_text()
@@ -28,6 +30,7 @@ def test_the_data_come_from_whole_runs():
     """Not from make bench QUICK=1, nor from a run that left somebody out."""
     assert {name: data["command"] for name, data in DATA.items()} == figures.COMMANDS
     assert list(DATA["bench"]["figures"]["cpu"]) == ["barest", *bench.DAYS, *bench.LIBRARIES]
+    assert list(DATA["kernels"]["kernels"]) == [*kernels.RELEASES, kernels.HERE]
 
 
 @pytest.mark.parametrize("name, number", [(name, number) for name, (_, tables) in figures.TABLES.items()
@@ -44,7 +47,7 @@ def test_tables_are_those_of_the_data(name, number):
         assert "`%s`" % one["command"] in above and one["machine"] in above
 
 
-@pytest.mark.parametrize("name", figures.TABLES)
+@pytest.mark.parametrize("name", figures.DRAW)
 def test_figures_are_drawn_from_the_data(name):
     assert "](tests/measured/%s.svg)" % name in NOTES
     assert figures.checksum(FOLDER, *figures.TABLES[name][0]) in (FOLDER / (name + ".svg")).read_text()
@@ -61,6 +64,27 @@ def price(name, idle, what="cpu"):
 
 def best(what, key):
     return key(bench.LIBRARIES, key=lambda name: middle(what, name))
+
+
+KERNELS = figures.by_version(DATA["kernels"])
+
+
+def test_the_notes_are_right_about_other_kernels():
+    """What they say in words, and not in figures."""
+    for kernel in KERNELS:
+        woken, returned = kernel["ways"]["woken"], kernel["nap"]["returned"]
+        assert list(woken) == list(returned) == WAYS
+        for way in WAYS:
+            least, most = (9, 15) if way in WHOLE_HERD else (1.8, 3.2) if way == "shared" else (0.8, 1.5)
+            assert least <= woken[way] <= most
+            assert round(returned[way]) == (10 if way in WHOLE_HERD or way == "shared" else 1)
+    same, differ = kernels.compare(KERNELS)
+    assert {group for group, _ in same} >= {"mask", "signal", "order"}
+    assert {group for group, _ in differ} == {"queue", "wchan"}
+    assert same["order", "accept"] == "1 2 3 1 2 3"
+    assert (same["order", "exclusive"], same["order", "shared-et"]) == ("1 1 1 1 1 1", "3 3 3 3 3 3")
+    for (group, _), (oldest, *others) in differ.items():
+        assert oldest == ("0" if group == "wchan" else "some are reset") and oldest not in others
 
 
 def quoted():
@@ -83,6 +107,10 @@ def quoted():
     yield ("The stream comes to %.2f times that of the best of them, %s, on day 3, and to %.2f times on day 4."
            % (middle("stream", "day03") / middle("stream", fast), fast,
               middle("stream", "day04") / middle("stream", fast)))
+    same, differ = kernels.compare(KERNELS)
+    yield ("From Linux %s to %s no way has changed, and %d of %d other facts are the same on all %d kernels."
+           % (figures.release(KERNELS[0]), figures.release(KERNELS[-1]), len(same), len(same) + len(differ),
+              len(KERNELS)))
     buffers = {int(size): median(cpu) for size, cpu in DATA["bench"]["buffers"].items()}
     yield ("With 64 KiB a stream costs %.2f times the CPU that it costs with 4 KiB, and %.2f times that with "
            "16 KiB. With 128 KiB it would be %.2f times that with 64."
