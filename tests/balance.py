@@ -164,7 +164,8 @@ class Crowd:
         while not self.closing:
             client = Client(len(self.all), random.uniform(*self.stay))
             self.all.append(client)
-            await client.loop.create_connection(lambda: client, ADDRESS, PORT)
+            sock = socket.create_connection((ADDRESS, PORT))  # at once: HAProxy's backlog is on our machine
+            await client.loop.create_connection(lambda: client, sock=sock)
             await client.over
             if not client.back:
                 await asyncio.sleep(PAUSE)  # turned away
