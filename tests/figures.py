@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""make figures: draws what make herd, switches, scale and bench have measured.
+"""make figures: draws what make herd, switches, scale, bench and balance have measured.
 
 Reads NAME.json (herd: NAME.txt) and writes NAME.svg beside it, for each command that has been run. The figures have no
 background, and colours that can be read on a light page and on a dark one. In each stands the checksum
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
+import balance
 import herd
 import kernels
 from harness import ROOT
@@ -21,7 +22,8 @@ from measuring import MEASURED
 
 GREY, BLUE, ORANGE = "#787878", "#3b82d0", "#d9701a"
 COMMANDS = {"herd": "make herd", "herd-delay": "make herd DELAY=100", "switches": "make switches",
-            "scale": "make scale", "bench": "make bench", "kernels": "make kernels"}
+            "scale": "make scale", "bench": "make bench", "kernels": "make kernels",
+            "balance": "make balance"}
 
 
 def data_file(folder, name):
@@ -157,6 +159,10 @@ def differences_table(data):
                     [[": ".join(key), *answers] for key, answers in kernels.compare(found)[1].items()])
 
 
+def balance_table(data):
+    return markdown(["event and figure", *data["figures"]], balance.rows(data["figures"]))
+
+
 # name of the figure: the data, the tables; no figure if DRAW has none
 TABLES = {
     "herd": (["herd", "herd-delay"], [herd_table]),
@@ -164,6 +170,7 @@ TABLES = {
     "scale": (["scale"], [scale_table]),
     "bench": (["bench"], [echo_table, other_table, buffer_table]),
     "kernels": (["kernels"], [kernels_table, masks_table, differences_table]),
+    "balance": (["balance"], [balance_table]),
 }
 
 
@@ -247,7 +254,28 @@ def draw_bench(plt, data):
     return figure
 
 
-DRAW = {"herd": draw_herd, "switches": draw_switches, "scale": draw_scale, "bench": draw_bench}
+def draw_balance(plt, data):
+    figure, axes = canvas(plt, 2)
+    for axis, (algorithm, curves) in zip(axes, data["curves"].items()):
+        for (machine, counts), color in zip(curves["clients"].items(), (ORANGE, BLUE, GREY)):
+            axis.plot([n * data["tick"] for n in range(len(counts))], counts, color=color, label="machine " + machine)
+        for event, label in (("killed", "1 is\nkilled"), ("back", "1 is\nback"), ("drained", "2 is\ndrained"),
+                             ("silent", "3 is\nsilent")):
+            axis.axvline(curves["at"][event], color=GREY, linestyle="--", linewidth=1)
+            axis.annotate(label, (curves["at"][event], 1.3 * data["clients"]), (3, 0), textcoords="offset points",
+                          va="top")
+        axis.set_ylim(-0.02 * data["clients"], 1.3 * data["clients"])
+        axis.set_yticks(range(0, data["clients"] + 1, data["clients"] // 3))
+        axis.set_xticks(range(0, int(max(curves["at"].values())) + 1, 2))
+        axis.set_xlabel("seconds")
+        axis.set_title(algorithm)
+    axes[0].set_ylabel("clients")
+    axes[0].legend(loc="lower left", bbox_to_anchor=(0.44, 0.42), handlelength=1)
+    return figure
+
+
+DRAW = {"herd": draw_herd, "switches": draw_switches, "scale": draw_scale, "bench": draw_bench,
+        "balance": draw_balance}
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "echo", "font.family": "sans-serif", "font.size": 10,
     "axes.titlesize": 10, "legend.frameon": False, "savefig.transparent": True,

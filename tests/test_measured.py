@@ -11,6 +11,7 @@ from statistics import median
 
 import pytest
 
+import balance
 import bench
 import figures
 import kernels
@@ -115,6 +116,42 @@ def quoted():
     yield ("With 64 KiB a stream costs %.2f times the CPU that it costs with 4 KiB, and %.2f times that with "
            "16 KiB. With 128 KiB it would be %.2f times that with 64."
            % (buffers[64] / buffers[4], buffers[64] / buffers[16], buffers[128] / buffers[64]))
+    yield from quoted_of_machines()
+
+
+def played(event, what, algorithm=None):
+    """Of make balance, the median, with one algorithm or with both."""
+    return median(figure[event][what] for name, rounds in DATA["balance"]["figures"].items() for figure in rounds
+                  if algorithm in (None, name))
+
+
+def quoted_of_machines():
+    dealt = [[median(machine) for machine in zip(*(figure["back"] for figure in DATA["balance"]["figures"][name]))]
+             for name in balance.ALGORITHMS]
+    yield ("When machine 1 is back, it gets %.0f of the next %.0f newcomers with `roundrobin`, and %.0f with "
+           "`leastconn`." % (dealt[0][0], sum(dealt[0]), dealt[1][0]))
+    share = [100 * played("killed", "sent on", name) / played("killed", "newcomers", name)
+             for name in balance.ALGORITHMS]
+    yield ("Before HAProxy knows that its server is dead, machine 1 is the first choice for %.0f %% of the newcomers "
+           "with `roundrobin`, and for %.0f %% with `leastconn`." % tuple(share))
+    yield ("The last of its clients knows after %.0f ms, and HAProxy after %.0f ms."
+           % (played("killed", "learn"), played("killed", "noticed")))
+    yield ("HAProxy notices after %.1f s, and the clients of machine 3 learn of it no sooner." % (played("silent", "noticed") / 1000))
+
+
+def test_the_notes_are_right_about_machines():
+    """What they say in words."""
+    for name, rounds in DATA["balance"]["figures"].items():
+        for figure in rounds:
+            killed, drained, silent = figure["killed"], figure["drained"], figure["silent"]
+            assert len(set(figure["came"])) == 1
+            assert killed["learn"] < killed["noticed"] < silent["noticed"]
+            assert silent["learn"] == pytest.approx(silent["noticed"], rel=0.1)
+            assert 0.8 * killed["clients"] < killed["lost"] and 0.8 * silent["clients"] < silent["lost"]
+            assert figure["others"] == drained["lost"] == drained["newcomers"] == drained["undelivered"] == 0
+            assert killed["turned away"] < 0.2 * killed["newcomers"] and silent["turned away"] < 0.2 * silent["newcomers"]
+    assert 1 / 3 < played("killed", "sent on", "roundrobin") / played("killed", "newcomers", "roundrobin") < 1 / 2
+    assert played("silent", "sent on", "leastconn") < played("silent", "sent on", "roundrobin") / 4
 
 
 @pytest.mark.parametrize("sentence", quoted(), ids=lambda sentence: sentence[:30])
