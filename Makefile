@@ -145,6 +145,12 @@ check: ## check SERVER='./mine {port}' [DAY=1] [TEST=bytes]: hold a server of yo
 	@[ -n "$(SERVER)" ] || { echo "check: which one? make check SERVER='./mine {port}'"; exit 2; }
 	@tests/run -q tests/test_contract.py --server '$(SERVER)' $(if $(DAY),--day $(DAY)) $(if $(TEST),-k '$(TEST)')
 
+exercise-%: ## exercise-2.1: say what to do, make mine/2.1/ to do it in, build what is there, say what is missing
+	@COMPILE='$(CC) -std=gnu11 -pthread $(WARNING) $(CFLAGS) $(SANITIZE)' LDFLAGS='$(LDFLAGS)' tests/exercises.py $*
+
+exercises: ## exercises: list them, three for each day
+	@tests/exercises.py
+
 pitfall-%: programs ## pitfall-NAME: break a server in one way, and see which test notices
 	@python3 tests/pitfall.py $*
 
@@ -169,4 +175,4 @@ help: ## help: show this
 	@echo "  with V=1 you see how the compiler is called"
 	@echo "  with SAN=1 any of these uses AddressSanitizer, with CC=clang another compiler"
 
-.PHONY: all programs client steps test-book herd switches bench scale kernels balance figures test check pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))
+.PHONY: all programs client steps test-book herd switches bench scale kernels balance figures test check exercises pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))
