@@ -127,9 +127,10 @@ test: programs ## test: run the tests of the servers and of all else that is her
 test-book: programs ## test-book: type every session of the notes, and test every step on its own and on the one before
 	@tests/parts.py -m book
 
-check: ## check SERVER='./mine {port}' [DAY=1] [TEST=bytes]: hold a server of yours to the contract, as far as a day promises it
+check: ## check SERVER='./mine {port}' [DAY=1] [TEST=bytes] [TRACE=1]: which promises a server of yours keeps, in any language
 	@[ -n "$(SERVER)" ] || { echo "check: which one? make check SERVER='./mine {port}'"; exit 2; }
-	@tests/run -q tests/test_contract.py --server '$(SERVER)' $(if $(DAY),--day $(DAY)) $(if $(TEST),-k '$(TEST)')
+	@PATIENCE=$${PATIENCE:-5} tests/run $(if $(TRACE),-q,-p no:terminal --card) tests/test_contract.py \
+	    --server '$(SERVER)' $(if $(DAY),--day $(DAY)) $(if $(TEST),-k '$(TEST)')
 
 pitfall-%: programs ## pitfall-NAME: break a server in one way, and see which test notices
 	@python3 tests/pitfall.py $*
