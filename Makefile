@@ -132,8 +132,8 @@ check: ## check SERVER='./mine {port}' [DAY=1] [TEST=bytes] [TRACE=1]: which pro
 	@PATIENCE=$${PATIENCE:-5} tests/run $(if $(TRACE),-q,-p no:terminal --card) tests/test_contract.py \
 	    --server '$(SERVER)' $(if $(DAY),--day $(DAY)) $(if $(TEST),-k '$(TEST)')
 
-pitfall-%: programs ## pitfall-NAME: break a server in one way, and see which test notices
-	@python3 tests/pitfall.py $*
+pitfall-%: programs ## pitfall-NAME [TRACE=1]: break a server in one way: symptom, cause, cure, and the test that notices
+	@TRACE=$(TRACE) python3 tests/pitfall.py $*
 
 pitfalls: ## pitfalls: list the ways
 	@python3 tests/pitfall.py

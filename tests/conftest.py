@@ -106,7 +106,8 @@ def pytest_collection_modifyitems(config, items):
 def pytest_runtest_makereport(item, call):
     """What has failed, in words, for those who do not want to read a trace."""
     report = (yield).get_result()
-    if report.failed:
+    if report.failed and "launch" in item.fixturenames:
+        item.failed = True
         report.sections.insert(0, ("In words", in_words(call.excinfo.value, Server.started)))
 
 
@@ -128,10 +129,12 @@ def launch(request):
         return servers[-1]
 
     yield start
+    failed = hasattr(request.node, "failed")
     for server in servers:
         ended = server.process.poll() is not None
         try:
-            if not ended and server.ours and not request.config.option.step:  # early steps cannot end
+            # Early steps cannot end, and what a test has found broken need not.
+            if not ended and server.ours and not request.config.option.step and not failed:
                 server.resume()
                 server.let_clients_end()
                 server.stop()
@@ -139,7 +142,7 @@ def launch(request):
             server.kill()
         text = "\n".join(server.err)
         assert "Sanitizer" not in text and "runtime error" not in text, text
-        assert not server.err or not server.ours, "stderr, which no test expected:\n" + text
+        assert not server.err or not server.ours or failed, "stderr, which no test expected:\n" + text
 
 
 @pytest.fixture

@@ -55,6 +55,8 @@ class Server:
     """A running server. What it wrote to stderr has to be taken by the test (errors), or else stop()
     says that it was not expected."""
 
+    started = []  # by the test that runs
+
     def __init__(self, command, port=None, env=None, prepare=None, **popen):
         self.ours = port is None
         self.asked_to_end = False
@@ -108,8 +110,9 @@ class Server:
             if len(found) >= count:
                 return found[count - 1]
             assert not ended and time.monotonic() < end, (
-                "no line %r (%d times); out: %s; err: %s"
-                % (pattern, count, self.out[-20:], self.err[-20:]))
+                "the server did not say \"%s\"%s; out: %s; err: %s"
+                % (re.sub(r"[\\^$()]", "", pattern.replace(r"\d+", "N")), " %d times" % count if count > 1 else "",
+                   self.out[-20:], self.err[-20:]))
             time.sleep(0.001)
 
     def wait_out(self, pattern, count=1):
@@ -168,7 +171,12 @@ class Server:
 
     def settle(self):
         """Waits until it has done all there is to do."""
-        wait_until(self.at_rest(), "the server to settle")
+        before, start, at_rest = self.cpu(), time.monotonic(), self.at_rest()
+        while not at_rest():
+            took = time.monotonic() - start
+            assert took < PATIENCE, "with nothing to do the server did not sleep, and took %.0f %% of a core" % (
+                100 * (self.cpu() - before) / took)
+            time.sleep(0.002)
 
     def at_rest(self):
         """A condition to wait for: asleep, and not once awake in three looks."""
@@ -214,7 +222,7 @@ class Server:
         status = self.wait()
         report = "\n".join(self.err)
         ends = [0] if self.ours and self.handles_signals else [-sig, 0]
-        assert status in ends, "exit status %d\n%s" % (status, report)
+        assert status in ends, "%s was sent, and the server ended %s: %s" % (sig.name, self.how(), report)
         assert took < within, "stopping took %.1f s" % took
         assert not self.err, "stderr, which no test expected:\n" + report
         return self.totals()
@@ -407,19 +415,18 @@ def receive_back(sock, data):
         while len(back) < len(data) and not then:
             piece = sock.recv(min(len(data) - len(back), 1 << 18))
             back += piece
-            then = "" if piece else ", then end of file"
+            then = "" if piece else "end of file"
     except TimeoutError:
-        then = ", then nothing for %g s" % sock.gettimeout()
+        then = "nothing for %g s" % sock.gettimeout()
     return came_back(data, back, then)
 
 
 def exchange(sock, data, piece=1 << 18, half_close=False):
     """Sends data, reading all the while, and closes that direction when all is back; half_close: as soon as all
-    is sent. Returns what came back until end of file (for which half_close alone insists)."""
-    back, view, poll = bytearray(), memoryview(data), select.poll()
+    is sent. Returns what came back until end of file, on which half_close alone insists."""
+    back, view, closed, poll = bytearray(), memoryview(data), False, select.poll()
     sock.setblocking(False)
     poll.register(sock, select.POLLIN | select.POLLOUT)
-    closed = False
     while True:
         if not closed and not view and (half_close or len(back) >= len(data)):
             sock.shutdown(socket.SHUT_WR)
@@ -428,8 +435,8 @@ def exchange(sock, data, piece=1 << 18, half_close=False):
         events = poll.poll(200 if enough else PATIENCE * 1000)
         if enough and not events:
             return bytes(back)
-        assert events, difference(data, back) + (
-            ", then nothing for %g s" % PATIENCE if len(back) < len(data) else ", but no end of file for %g s" % PATIENCE)
+        assert events, difference(data, back, "nothing for %g s" % PATIENCE) + (
+            ", no end of file" if len(back) >= len(data) else "")
         if events[0][1] & select.POLLOUT and view:
             view = view[sock.send(view[:piece]):]
             if not view:
@@ -438,35 +445,36 @@ def exchange(sock, data, piece=1 << 18, half_close=False):
             try:
                 got = sock.recv(1 << 18)
             except ConnectionResetError:
-                if enough:
-                    return bytes(back)
-                raise
+                if not enough:
+                    raise
+                got = b""
             if not got:
                 return bytes(back)
             back += got
 
 
 def came_back(sent, back, then=""):
-    """That this is what was sent. Returns True, or says in words what it is."""
+    """That this is what was sent. Returns True, or says in words what it is, and what came then."""
     if back != sent:
-        raise AssertionError(difference(sent, back) + then)
+        raise AssertionError(difference(sent, back, then))
     return True
 
 
-def difference(sent, back):
+def difference(sent, back, then):
     """In words: sent 5 bytes, got 65,536 back."""
     def text(data):
-        if len(data) <= 20 and re.fullmatch(rb"[\n -~]+", data):
-            return ascii(data.decode())
-        return "{:,} byte{}".format(len(data), "" if len(data) == 1 else "s")
+        printable = len(data) <= 20 and re.fullmatch(rb"[\n -~]+", data)
+        return ascii(data.decode()) if printable else "{:,} byte{}".format(len(data), "" if len(data) == 1 else "s")
 
-    told = "sent %s, got %s back" % (text(sent), text(back) if back else "nothing")
+    if not back:
+        return "sent %s, got %s" % (text(sent), then or "nothing")
+    told = "sent %s, got %s back" % (text(sent), text(back))
     wrong = next((i for i in range(0, min(len(sent), len(back)), 4096) if sent[i:i + 4096] != back[i:i + 4096]), None)
     if wrong is not None and len(sent) > 20:
-        wrong = next((i for i in range(wrong, min(len(sent), len(back))) if sent[i] != back[i]), None)
-        if wrong is not None:
-            told += ", not the same from byte {:,} on".format(wrong + 1)
-    return told
+        both = zip(sent[wrong:wrong + 4096], back[wrong:wrong + 4096])
+        same = next((i for i, (one, other) in enumerate(both) if one != other), None)
+        told += "" if same is None else ", not the same from byte {:,} on".format(wrong + same + 1)
+    return told + (then and ", then " + then)
 
 
 def reset(sock):
@@ -569,9 +577,9 @@ def free_port(ports=range(10_000, 32_000)):
 
 
 def is_listening(port):
-    """Whether there is a listener on that port, without troubling it."""
-    return any(re.search(r"^ *\d+: \w+:%04X \w+:0000 0A " % port, Path(path).read_text(), re.M)
-               for path in ("/proc/net/tcp", "/proc/net/tcp6"))
+    """Whether there is a listener on that port, without troubling it: {the number by which /proc/PID/fd knows it}."""
+    row = r"^ *\d+: \w+:%04X \w+:0000 0A (?:\S+ +){5}(\d+)" % port
+    return {number for path in ("/proc/net/tcp", "/proc/net/tcp6") for number in re.findall(row, Path(path).read_text(), re.M)}
 
 
 def use_all_descriptors():
@@ -623,6 +631,13 @@ class Yours(Server):
         time.sleep(0.05)  # they may be on their way
         text = re.sub(r"[^\n -~]", "?", self.tail.decode(errors="replace")).strip()
         return "; it said: " + text.split("\n")[-1][:150] if text else ""
+
+    def has_the_listener(self):
+        """Whether it is one of these processes that listens on the port."""
+        with contextlib.suppress(OSError):
+            return any(os.readlink(fd) in {"socket:[%s]" % number for number in is_listening(self.port)}
+                       for pid in self.processes() for fd in Path("/proc/%d/fd" % pid).iterdir())
+        return False
 
     def state(self):
         state = super().state()

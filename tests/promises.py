@@ -23,6 +23,7 @@ PROMISES = [
         "test_half_close": "a client sent {size:,} bytes and closed its sending side at once",
         "test_half_close_with_much_to_come": "a client sent all that there was room for and closed its sending side; "
                                              "only then did it read",
+        "test_half_close_and_a_pause": "a client sent 3,000,000 bytes, closed its sending side, and read after a second",
         "test_half_close_while_something_is_held": "a client sent a little more than there was room for and closed its "
                                                    "sending side; only then did it read",
     }),
@@ -65,7 +66,7 @@ PROMISES = [
         "test_urgent_bytes_come_back": "a client sent 12, then X as urgent data (MSG_OOB), then 34",
     }),
     Promise("A small answer does not wait until the one before it is acknowledged.", (1, 12), {
-        "test_small_answers_do_not_wait": "a client sent a and, soon after, b",
+        "test_small_answers_do_not_wait": "a client was connected",
     }),
     Promise("A client whose machine has vanished is found in the end.", (1, 12), {
         "test_a_client_whose_machine_has_vanished_is_found": "a client was connected and idle",

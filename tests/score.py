@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import textwrap
 import time
 
@@ -29,9 +30,10 @@ def in_words(error, servers):
         ConnectionResetError: "the connection was reset",
         BrokenPipeError: "the connection was reset while the client was sending",
         TimeoutError: "nothing came for %g s" % PATIENCE,
+        subprocess.TimeoutExpired: "it had not ended after %g s" % PATIENCE,
     }.get(type(error)) or " ".join(re.split(r"\n *assert |\n *\+ ", str(error))[0].split()) or type(error).__name__
     end = next((server.state() for server in servers if server.state()), "")
-    if not end or text.startswith("the server ended before"):
+    if not end or isinstance(error, subprocess.TimeoutExpired) or text.startswith("the server ended before"):
         return text
     return end if text.startswith("the server ended") else text + "; " + end
 
@@ -134,6 +136,8 @@ def trial(text):
         return "cannot run %s: %s" % (text, getattr(error, "strerror", None) or error)
     try:
         server.listening()
+        if not server.has_the_listener():
+            return "what listens on port %d is no process of this command; have it run the server itself" % port
         server.connect()
     except ConnectionRefusedError:
         return "it listens on port %d, but not on 127.0.0.1" % port

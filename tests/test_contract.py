@@ -55,9 +55,11 @@ def test_bytes_come_back_to_a_slow_reader(server):
     client.join(PATIENCE)
 
 
-def send_until_it_breaks(sock, data):
+def send_until_it_breaks(sock, data, then=None):
     with contextlib.suppress(OSError):
         sock.sendall(data)
+        if then is not None:
+            sock.shutdown(then)
 
 
 def test_the_next_client(server):
@@ -103,7 +105,21 @@ def test_half_close_with_much_to_come(server):
     sock.shutdown(socket.SHUT_WR)
     server.settle()
     assert receive_back(sock, data)
-    assert receive_all(sock) == b""
+    assert receive_all(sock) == b"", "more came back than was sent"
+
+
+def test_half_close_and_a_pause(server):
+    """So much that the server has seen the end of it, and not all of it fits into its kernel."""
+    data = os.urandom(3_000_000)
+    sock = server.connect()
+    client = threading.Thread(target=send_until_it_breaks, args=(sock, data, socket.SHUT_WR))
+    client.start()
+    server.settle()
+    if not server.ours:
+        time.sleep(1)  # it may wait for its client, but not long enough
+    assert receive_back(sock, data)
+    assert receive_all(sock) == b"", "more came back than was sent"
+    client.join(PATIENCE)
 
 
 def test_half_close_while_something_is_held(server):
@@ -112,7 +128,7 @@ def test_half_close_while_something_is_held(server):
     data = server.hold(sock)
     half_close(sock)
     assert receive_back(sock, data)
-    assert receive_all(sock) == b""
+    assert receive_all(sock) == b"", "more came back than was sent"
 
 
 def half_close(sock):
@@ -160,46 +176,19 @@ def test_urgent_bytes_come_back(talking):
 
 
 def test_small_answers_do_not_wait(server):
-    """For the acknowledgement of the last one: TCP_NODELAY, asked from the server's own end if it is ours."""
+    """For the acknowledgement of the last one: TCP_NODELAY, asked from the server's own end."""
     with server.connect() as sock:
         assert server.echoes(sock)
-        if server.ours:
-            with server.server_end(sock) as end:
-                assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "TCP_NODELAY is off"
-        else:
-            late = late_answers(sock)
-            assert len(late) < 3, "of 3,000 times, b came back %d ms and more after a, %d times" % (min(late), len(late))
-
-
-def late_answers(sock):
-    """The client says a and b, one soon after the other, and its kernel is slow to acknowledge. Returns by how many
-    milliseconds b was late, when it was about as many as the kernel waits: that happens when the server has sent a
-    by itself, and b was held back."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    late = []
-    for i in range(3000):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
-        begin = time.monotonic()
-        sock.send(b"a")
-        while time.monotonic() < begin + i % 30 * 10e-6:
-            pass
-        sock.send(b"b")
-        first = sock.recv(2)
-        if len(first) == 1:
-            between = time.monotonic()
-            assert receive_back(sock, b"b")
-            if 0.03 < time.monotonic() - between < 0.25:
-                late.append((time.monotonic() - between) * 1000)
-        if len(late) == 3:
-            break
-    return late
+        with server.server_end(sock) as end:
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), (
+                "TCP_NODELAY is off at the server's end: the second of two small answers may come 40 ms late")
 
 
 def test_a_client_whose_machine_has_vanished_is_found(server):
     """Nobody wants to wait the two hours of tcp(7), so we ask whether keepalive is on."""
     with server.connect() as sock:
         assert server.echoes(sock)
-        assert has_keepalive(sock), "SO_KEEPALIVE is off: the kernel has no timer for an idle client"
+        assert has_keepalive(sock), "SO_KEEPALIVE is off at the server's end: the kernel has no timer for this client"
 
 
 # ---- One client does not delay another
@@ -227,7 +216,7 @@ def test_a_client_that_sends_without_end_starves_nobody(server):
     with greedy_client(server):
         for _ in range(20):
             with server.connect() as sock:
-                sock.settimeout(5)
+                sock.settimeout(min(5, PATIENCE))
                 assert server.echoes(sock)
     server.settle()
     server.errors()  # the reset
@@ -241,7 +230,7 @@ def test_nor_if_it_is_faster_than_the_server(start, strace):
     with greedy_client(server):
         for _ in range(3):
             with server.connect() as sock:
-                sock.settimeout(5)
+                sock.settimeout(min(5, PATIENCE))
                 assert server.echoes(sock)
     server.settle()
     server.errors(1)
@@ -351,7 +340,7 @@ def stays_asleep(server, seconds):
     before = server.switches()
     time.sleep(seconds)
     count, asleep = server.switches()
-    assert asleep and count == before[0], "it woke up %d times in %g s" % (count - before[0], seconds)
+    assert asleep and count == before[0], "nothing happened for %g s, and the server woke up" % seconds
 
 
 # select and epoll_wait, as glibc and musl make them
@@ -645,11 +634,10 @@ def test_out_of_descriptors(start):
             assert receive(sock, 2) == b"%02d" % i
         sock.close()
     assert time.monotonic() - begin < 5  # with nothing but a look each second it would take 24
-    if server.ours:
-        server.settle()
-        lines = server.errors(1)
-        assert len(lines) == 1
-        assert re.match("server: accept: newcomers have to wait" + failure("EMFILE"), lines[0])
+    server.settle()
+    lines = server.errors(1)
+    assert len(lines) == 1
+    assert re.match("server: accept: newcomers have to wait" + failure("EMFILE"), lines[0])
 
 
 @ours
@@ -668,7 +656,7 @@ def test_a_shortage_is_told_once(start):
         server.resume()
         server.settle()
     assert all(receive(sock, 1) == b"x" for sock in socks)
-    assert len(server.errors()) == 1 or not server.ours
+    assert len(server.errors()) == 1
 
 
 def test_looks_again_each_second(start, server_name):
@@ -713,22 +701,22 @@ def test_a_shortage_that_is_over(start):
     server = start(one_process=True)
     with server.connect() as sock:
         assert server.echoes(sock)
-        for _ in range(2):
+        for again in (False, True):
             other = server.connect()
             assert server.echoes(other)
             server.settle()
             lift = server.limit_descriptors_to_those_in_use()
             newcomer = server.connect()
             newcomer.sendall(b"x")
-            if server.ours:
-                server.wait_err("newcomers have to wait")
+            server.wait_err("newcomers have to wait")
             other.close()
             assert receive(newcomer, 1) == b"x"
             newcomer.close()
             server.settle()
             lift()
-            assert len(server.errors()) == 1 or not server.ours
-        stays_asleep(server, 1.1)
+            assert len(server.errors()) == 1
+            if not again:
+                stays_asleep(server, 1.1)
 
 
 @ours
@@ -741,8 +729,7 @@ def test_looks_again_though_it_is_busy(start):
         lift = server.limit_descriptors_to_those_in_use()
         with server.connect() as sock:
             sock.sendall(b"hello")
-            if server.ours:
-                server.wait_err("accept: newcomers have to wait")
+            server.wait_err("accept: newcomers have to wait")
             lift()
             sock.setblocking(False)
 
@@ -1026,6 +1013,7 @@ def step_to_system_call(pid, numbers, sig, wake_up):
     ptrace(detach)
 
 
+@ours
 @since(2)
 @pytest.mark.parametrize("how", [signal.SIG_BLOCK, signal.SIG_IGN])
 def test_inherited_signal_settings_change_nothing(start, how):

@@ -261,7 +261,7 @@ def test_the_parents_death_ends_the_workers(start, mode):
     children = workers_of(server)
     os.kill(server.pid, signal.SIGKILL)
     server.wait()
-    wait_until(lambda: not any(map(runs, children)), "their end")
+    wait_until(lambda: not any(map(runs, children)), "the end of the workers")
 
 
 def runs(pid):
