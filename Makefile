@@ -141,9 +141,10 @@ test: programs ## test: run the tests of the servers and of all else that is her
 test-book: programs ## test-book: type every session of the notes, and test every step on its own and on the one before
 	@tests/parts.py -m book
 
-check: ## check SERVER='./mine {port}' [DAY=1] [TEST=bytes]: hold a server of yours to the contract, as far as a day promises it
+check: ## check SERVER='./mine {port}' [DAY=1] [TEST=bytes] [TRACE=1]: which promises a server of yours keeps, in any language
 	@[ -n "$(SERVER)" ] || { echo "check: which one? make check SERVER='./mine {port}'"; exit 2; }
-	@tests/run -q tests/test_contract.py --server '$(SERVER)' $(if $(DAY),--day $(DAY)) $(if $(TEST),-k '$(TEST)')
+	@PATIENCE=$${PATIENCE:-5} tests/run $(if $(TRACE),-q,-p no:terminal --card) tests/test_contract.py \
+	    --server '$(SERVER)' $(if $(DAY),--day $(DAY)) $(if $(TEST),-k '$(TEST)')
 
 exercise-%: ## exercise-2.1: say what to do, make mine/2.1/ to do it in, build what is there, say what is missing
 	@COMPILE='$(CC) -std=gnu11 -pthread $(WARNING) $(CFLAGS) $(SANITIZE)' LDFLAGS='$(LDFLAGS)' tests/exercises.py $*
@@ -151,8 +152,8 @@ exercise-%: ## exercise-2.1: say what to do, make mine/2.1/ to do it in, build w
 exercises: ## exercises: list them, three for each day
 	@tests/exercises.py
 
-pitfall-%: programs ## pitfall-NAME: break a server in one way, and see which test notices
-	@python3 tests/pitfall.py $*
+pitfall-%: programs ## pitfall-NAME [TRACE=1]: break a server in one way: symptom, cause, cure, and the test that notices
+	@TRACE=$(TRACE) python3 tests/pitfall.py $*
 
 pitfalls: ## pitfalls: list the ways
 	@python3 tests/pitfall.py

@@ -14,8 +14,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "book"))
 
 import steps
-from harness import (BUILD, ROOT, SANITIZED, Server, free_port, is_listening, program, split_command,
-                     use_all_descriptors, wait_until)
+from harness import (BUILD, ROOT, SANITIZED, Server, Yours, adopt_orphans, free_port, is_listening, program,
+                     split_command, use_all_descriptors, wait_until)
+from promises import PROMISES
+from score import Card, day_of, in_words
 
 # What the contract is held to: a name, the program, its options.
 SERVERS = {
@@ -34,6 +36,7 @@ SERVERS = {
 def pytest_addoption(parser):
     parser.addoption("--server", help="hold this command to the contract; {port} is the port")
     parser.addoption("--day", type=int, default=5, help="with --server: no more than day 1, 2, … promises")
+    parser.addoption("--card", action="store_true", help="with --server: a line for each promise, in place of pytest's")
     parser.addoption("--step", help="day01/4: what the server of BUILD promises, as it stands after that step")
     parser.addoption("--promised-by", type=int, help="of these, only what is new with that step")
     parser.addoption("--part", default="1/1", help="1/4: every fourth test, from the first on; 2/4: from the second on")
@@ -49,6 +52,10 @@ def pytest_configure(config):
     use_all_descriptors()
     # What a test has measured is not to take the place of what the reader has.
     os.environ["MEASURED"] = str(BUILD / "tests" / "measured")
+    if config.option.server:
+        adopt_orphans()
+        if config.option.card:
+            config.pluginmanager.register(Card(config))
 
 
 def pytest_sessionstart(session):
@@ -88,14 +95,20 @@ def pytest_collection_modifyitems(config, items):
                     if only in (None, step.number)}
         kept = [item for item in items if name_in_the_notes(item) in promised or item.originalname in promised]
     if config.option.server:
-        def day_of(item):
-            since = item.get_closest_marker("since")
-            return since.args[0] if since else 1
-
-        kept = [item for item in items if "server_name" in item.fixturenames
-                and not item.get_closest_marker("ours") and day_of(item) <= config.option.day]
+        promised = {name for promise in PROMISES for name in promise.tests}
+        kept = [item for item in items if item.originalname in promised
+                and (config.option.card or day_of(item) <= config.option.day)]
     part, parts = map(int, config.option.part.split("/"))
     items[:] = kept[part - 1::parts]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """What has failed, in words, for those who do not want to read a trace."""
+    report = (yield).get_result()
+    if report.failed and "launch" in item.fixturenames:
+        item.failed = True
+        report.sections.insert(0, ("In words", in_words(call.excinfo.value, Server.started)))
 
 
 def name_in_the_notes(item):
@@ -109,17 +122,19 @@ def name_in_the_notes(item):
 @pytest.fixture
 def launch(request):
     """launch(command, …): a Server that is gone after the test, whatever happens."""
-    servers = []
+    servers = Server.started = []
 
-    def start(command, **options):
-        servers.append(Server(command, **options))
+    def start(command, kind=Server, **options):
+        servers.append(kind(command, **options))
         return servers[-1]
 
     yield start
+    failed = hasattr(request.node, "failed")
     for server in servers:
         ended = server.process.poll() is not None
         try:
-            if not ended and server.ours and not request.config.option.step:  # early steps cannot end
+            # Early steps cannot end, and what a test has found broken need not.
+            if not ended and server.ours and not request.config.option.step and not failed:
                 server.resume()
                 server.let_clients_end()
                 server.stop()
@@ -127,7 +142,7 @@ def launch(request):
             server.kill()
         text = "\n".join(server.err)
         assert "Sanitizer" not in text and "runtime error" not in text, text
-        assert not server.err or not server.ours, "stderr, which no test expected:\n" + text
+        assert not server.err or not server.ours or failed, "stderr, which no test expected:\n" + text
 
 
 @pytest.fixture
@@ -174,7 +189,7 @@ def start(server_name, request, start_day, launch):
                 prepare()
 
         port = port or free_port()
-        return launch(split_command(text, port), port=port, prepare=prepare_all).listening()
+        return launch(split_command(text, port), kind=Yours, port=port, prepare=prepare_all).listening()
 
     return start_yours if text else start_ours
 

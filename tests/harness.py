@@ -15,6 +15,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -27,6 +28,7 @@ PATIENCE = float(os.environ.get("PATIENCE", 30))
 STOP_WITHIN = 10 if SANITIZED else 1  # seconds; a sanitizer looks for leaks before it exits
 
 MIB = 1 << 20
+NO_END = 64 * MIB  # more than fits into all buffers of a connection, so the server takes it from there
 
 
 def program(day, name="server"):
@@ -53,8 +55,11 @@ class Server:
     """A running server. What it wrote to stderr has to be taken by the test (errors), or else stop()
     says that it was not expected."""
 
+    started = []  # by the test that runs
+
     def __init__(self, command, port=None, env=None, prepare=None, **popen):
         self.ours = port is None
+        self.asked_to_end = False
         self.command = command
         self.handles_signals = program("day01") not in map(str, command)
         self._out, self._err = Lines(), Lines()
@@ -105,8 +110,9 @@ class Server:
             if len(found) >= count:
                 return found[count - 1]
             assert not ended and time.monotonic() < end, (
-                "no line %r (%d times); out: %s; err: %s"
-                % (pattern, count, self.out[-20:], self.err[-20:]))
+                "the server did not say \"%s\"%s; out: %s; err: %s"
+                % (re.sub(r"[\\^$()]", "", pattern.replace(r"\d+", "N")), " %d times" % count if count > 1 else "",
+                   self.out[-20:], self.err[-20:]))
             time.sleep(0.001)
 
     def wait_out(self, pattern, count=1):
@@ -127,29 +133,20 @@ class Server:
     # ---- What the kernel says of it, and of its children if it has any
 
     def processes(self):
-        found, queue = [], [self.pid]
-        while queue:
-            pid = queue.pop()
-            try:
-                for task in os.listdir("/proc/%d/task" % pid):
-                    children = Path("/proc/%d/task/%s/children" % (pid, task)).read_text()
-                    queue += map(int, children.split())
-                found.append(pid)
-            except OSError:
-                pass
-        return found
+        return family(self.pid)
 
-    def _tasks(self):
+    def _tasks(self, name):
+        """The text of that file in /proc for each thread, of those that are still there."""
         for pid in self.processes():
             try:
                 for task in os.listdir("/proc/%d/task" % pid):
-                    yield Path("/proc/%d/task/%s" % (pid, task))
+                    yield Path("/proc/%d/task/%s/%s" % (pid, task, name)).read_text()
             except OSError:
-                pass
+                pass  # it has just ended
 
     def cpu(self):
         """Seconds of CPU that it has used."""
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in self._tasks()) / 1e9
+        return sum(int(text.split()[0]) for text in self._tasks("schedstat")) / 1e9
 
     def cpu_share(self, seconds=0.2):
         """CPU that it uses while we do nothing, 1.0 for one core."""
@@ -167,27 +164,50 @@ class Server:
     def switches(self):
         """How often it went to sleep, and whether it sleeps now."""
         count, asleep = 0, True
-        for task in self._tasks():
-            status = (task / "status").read_text()
+        for status in self._tasks("status"):
             asleep = asleep and re.search(r"State:\s+S", status) is not None
             count += int(re.search(r"\nvoluntary_ctxt_switches:\s+(\d+)", status)[1])
         return count, asleep
 
     def settle(self):
-        """Waits until it has done all there is to do: asleep, and not once awake in three looks."""
+        """Waits until it has done all there is to do."""
+        before, start, at_rest = self.cpu(), time.monotonic(), self.at_rest()
+        while not at_rest():
+            took = time.monotonic() - start
+            assert took < PATIENCE, "with nothing to do the server did not sleep, and took %.0f %% of a core" % (
+                100 * (self.cpu() - before) / took)
+            time.sleep(0.002)
+
+    def at_rest(self):
+        """A condition to wait for: asleep, and not once awake in three looks."""
         calm, last = 0, None
 
         def calm_now():
             nonlocal calm, last
-            assert self.process.poll() is None, "the server ended: " + "\n".join(self.err)
+            assert not self.ended(), "the server ended: " + "\n".join(self.err)
             now = self.switches()
             calm = calm + 1 if now[1] and now == last else 0
             last = now
             return calm >= 3
 
-        wait_until(calm_now, "the server to settle")
+        return calm_now
 
     # ---- Its end
+
+    def ended(self):
+        return self.process.poll() is not None
+
+    def state(self):
+        """In words, how it has ended; nothing if it has not, or was asked to."""
+        return "the server has ended, " + self.how() if self.ended() and not self.asked_to_end else ""
+
+    def how(self):
+        status = self.process.poll()
+        return "killed by " + signal.Signals(-status).name if status < 0 else "with exit status %d" % status
+
+    def send_signal(self, sig):
+        self.asked_to_end = True
+        self.process.send_signal(sig)
 
     def wait(self):
         """Waits for its end; returns the exit status."""
@@ -197,12 +217,12 @@ class Server:
         """Asks it to end and checks that it does so as promised. Returns the line of totals:
         (clients, bytes echoed, bytes undelivered). Day 1 has neither a handler nor such a line."""
         self.resume()  # if a test failed after pause
-        self.process.send_signal(sig)
+        self.send_signal(sig)
         took = self._time_to_end()
         status = self.wait()
         report = "\n".join(self.err)
         ends = [0] if self.ours and self.handles_signals else [-sig, 0]
-        assert status in ends, "exit status %d\n%s" % (status, report)
+        assert status in ends, "%s was sent, and the server ended %s: %s" % (sig.name, self.how(), report)
         assert took < within, "stopping took %.1f s" % took
         assert not self.err, "stderr, which no test expected:\n" + report
         return self.totals()
@@ -211,7 +231,7 @@ class Server:
         """Seconds until it has ended, without those that the machine was late: it wakes us from short sleeps no
         sooner than it wakes the server, and what we wait too long is no fault of the server's."""
         start, late, nap = time.monotonic(), 0, 0.005
-        while self.process.poll() is None and time.monotonic() - start < PATIENCE:
+        while not self.ended() and time.monotonic() - start < PATIENCE:
             before = time.monotonic()
             time.sleep(nap)
             late += time.monotonic() - before - nap
@@ -259,17 +279,16 @@ class Server:
         return sock
 
     def echoes(self, sock, data=b"hello\n"):
-        """Says something and waits for it to come back."""
+        """Says something and waits for it to come back. Returns True."""
         sock.sendall(data)
-        return receive(sock, len(data)) == data
+        return receive_back(sock, data)
 
     def hold(self, sock):
         """Sends just so much that the server has to hold some of it: it stops reading, but its kernel
         has still room (for the end of the connection, too). Returns what was sent."""
         sent = bytearray()
-        while row_of(sock, server_side=True)[2] == 0:
-            assert len(sent) < 64 * MIB, "the server takes all that a client does not read back"
-            sent += send_what_fits(sock, os.urandom(1 << 14))
+        while row_of(sock, server_side=True)[2] == 0 and len(sent) < NO_END:
+            sent += send_what_fits(sock, os.urandom(1 << 14 if len(sent) < MIB else MIB))
             self.settle()
         return bytes(sent)
 
@@ -297,8 +316,9 @@ class Server:
     def pause(self):
         """SIGSTOP, and waits until it stands. resume() lets it go on."""
         for pid in self.processes():
-            os.kill(pid, signal.SIGSTOP)
-            wait_until(lambda pid=pid: "State:\tT" in status_of(pid), "the server to stop")
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has just ended
+                os.kill(pid, signal.SIGSTOP)
+                wait_until(lambda pid=pid: re.search(r"State:\t[TZ]", status_of(pid)), "the server to stop")
 
     def resume(self):
         """Only those that stand: LeakSanitizer, at the end of a process, hangs when SIGCONT meets it."""
@@ -313,8 +333,9 @@ class Server:
         """As if the system had run out of them. Returns a function that lifts the limit again."""
         limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in self.processes()}
         for pid, limit in limits.items():
-            used = len(os.listdir("/proc/%d/fd" % pid))
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (used, limit[1]))
+            used = set(map(int, os.listdir("/proc/%d/fd" % pid)))
+            free = next(fd for fd in range(len(used) + 1) if fd not in used)  # the next that it would get
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, limit[1]))
 
         def lift():
             for pid, limit in limits.items():
@@ -329,22 +350,36 @@ class Server:
             resource.prlimit(pid, resource.RLIMIT_DATA, (4096, 4096))
 
     def fill(self, sock):
-        """Sends until nobody takes any more, and never reads. Returns what was sent."""
+        """Sends until nobody takes any more, or there is NO_END of it, and never reads. Returns what was sent."""
         sent = bytearray()
         sock.setblocking(False)
         piece = os.urandom(1 << 16)
         stuck = 0
-        while stuck < 2:
+        while stuck < 2 and len(sent) < NO_END:
             try:
                 n = sock.send(piece)
                 sent += piece[:n]
                 stuck = 0
-                assert len(sent) < 64 * MIB, "the server takes all that a client does not read back"
             except BlockingIOError:
                 self.settle()
                 stuck += 1
         sock.settimeout(PATIENCE)
         return bytes(sent)
+
+
+def family(pid):
+    """A process and all that descend from it, but for those that have ended and are not yet waited for."""
+    found, queue = [], [pid]
+    while queue:
+        pid = queue.pop()
+        try:
+            for task in os.listdir("/proc/%d/task" % pid):
+                queue += map(int, Path("/proc/%d/task/%s/children" % (pid, task)).read_text().split())
+            if "State:\tZ" not in status_of(pid):
+                found.append(pid)
+        except OSError:
+            pass
+    return found
 
 
 def status_of(pid):
@@ -354,7 +389,7 @@ def status_of(pid):
 def wait_until(condition, what):
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, "waited in vain for " + what
+        assert time.monotonic() < end, "waited %g s in vain for %s" % (PATIENCE, what)
         time.sleep(0.002)
 
 
@@ -374,26 +409,73 @@ def receive_all(sock):
     return receive(sock, 1 << 40)
 
 
-def exchange(sock, data, piece=1 << 18):
-    """Sends data and closes that direction, reading all the while. Returns what came back."""
-    back, view, poll = bytearray(), memoryview(data), select.poll()
+def receive_back(sock, data):
+    """Receives what was sent before, and says in words if something else came. Returns True."""
+    back, then = bytearray(), ""
+    try:
+        while len(back) < len(data) and not then:
+            piece = sock.recv(min(len(data) - len(back), 1 << 18))
+            back += piece
+            then = "" if piece else "end of file"
+    except TimeoutError:
+        then = "nothing for %g s" % sock.gettimeout()
+    return came_back(data, back, then)
+
+
+def exchange(sock, data, piece=1 << 18, half_close=False):
+    """Sends data, reading all the while, and closes that direction when all is back; half_close: as soon as all
+    is sent. Returns what came back until end of file, on which half_close alone insists."""
+    back, view, closed, poll = bytearray(), memoryview(data), False, select.poll()
     sock.setblocking(False)
     poll.register(sock, select.POLLIN | select.POLLOUT)
-    if not data:
-        sock.shutdown(socket.SHUT_WR)
     while True:
-        events = poll.poll(PATIENCE * 1000)
-        assert events, "nothing came for %d s; %d of %d bytes are back" % (PATIENCE, len(back), len(data))
+        if not closed and not view and (half_close or len(back) >= len(data)):
+            sock.shutdown(socket.SHUT_WR)
+            closed = True
+        enough = closed and not half_close
+        events = poll.poll(200 if enough else PATIENCE * 1000)
+        if enough and not events:
+            return bytes(back)
+        assert events, difference(data, back, "nothing for %g s" % PATIENCE) + (
+            ", no end of file" if len(back) >= len(data) else "")
         if events[0][1] & select.POLLOUT and view:
             view = view[sock.send(view[:piece]):]
             if not view:
-                sock.shutdown(socket.SHUT_WR)
                 poll.modify(sock, select.POLLIN)
         if events[0][1] & (select.POLLIN | select.POLLHUP | select.POLLERR):
-            got = sock.recv(1 << 18)
+            try:
+                got = sock.recv(1 << 18)
+            except ConnectionResetError:
+                if not enough:
+                    raise
+                got = b""
             if not got:
                 return bytes(back)
             back += got
+
+
+def came_back(sent, back, then=""):
+    """That this is what was sent. Returns True, or says in words what it is, and what came then."""
+    if back != sent:
+        raise AssertionError(difference(sent, back, then))
+    return True
+
+
+def difference(sent, back, then):
+    """In words: sent 5 bytes, got 65,536 back."""
+    def text(data):
+        printable = len(data) <= 20 and re.fullmatch(rb"[\n -~]+", data)
+        return ascii(data.decode()) if printable else "{:,} byte{}".format(len(data), "" if len(data) == 1 else "s")
+
+    if not back:
+        return "sent %s, got %s" % (text(sent), then or "nothing")
+    told = "sent %s, got %s back" % (text(sent), text(back))
+    wrong = next((i for i in range(0, min(len(sent), len(back)), 4096) if sent[i:i + 4096] != back[i:i + 4096]), None)
+    if wrong is not None and len(sent) > 20:
+        both = zip(sent[wrong:wrong + 4096], back[wrong:wrong + 4096])
+        same = next((i for i, (one, other) in enumerate(both) if one != other), None)
+        told += "" if same is None else ", not the same from byte {:,} on".format(wrong + same + 1)
+    return told + (then and ", then " + then)
 
 
 def reset(sock):
@@ -410,8 +492,27 @@ def name_of(sock):
 
 def row_of(sock, server_side):
     """What the kernel says of one end of a connection: (state, tx_queue, rx_queue). tx_queue: bytes that
-    the other kernel has not acknowledged; rx_queue: that the program has not read. It is what a row of
-    /proc/net/tcp says, but found at once among thousands: sock_diag(7)."""
+    the other kernel has not acknowledged; rx_queue: that the program has not read."""
+    answer = diagnosis(sock, server_side)
+    rx_queue, tx_queue = struct.unpack_from("=II", answer, 4 + 48 + 4)
+    return "%02X" % answer[1], tx_queue, rx_queue
+
+
+def has_keepalive(sock):
+    """Whether the server's end has a keepalive timer, as ss -o says; while something is on its way it is another."""
+    timer = None
+
+    def at_rest():
+        nonlocal timer
+        timer = diagnosis(sock, server_side=True)[2]
+        return timer in (0, 2)
+
+    wait_until(at_rest, "the bytes to be acknowledged")
+    return timer == 2
+
+
+def diagnosis(sock, server_side):
+    """A struct inet_diag_msg: what a row of /proc/net/tcp says, but found at once among thousands: sock_diag(7)."""
     ends = [sock.getpeername(), sock.getsockname()]
     (source, sport), (target, dport) = ends if server_side else reversed(ends)
     which = struct.pack(">HH4s12x4s12xIII", sport, dport, socket.inet_aton(source), socket.inet_aton(target),
@@ -421,8 +522,7 @@ def row_of(sock, server_side):
         diag.send(struct.pack("=IHHII", 16 + len(request), 20, 1, 0, 0) + request)  # SOCK_DIAG_BY_FAMILY
         answer = diag.recv(1 << 16)
     assert answer[4] == 20, "no such connection: %s" % ends
-    rx_queue, tx_queue = struct.unpack_from("=II", answer, 16 + 4 + len(which) + 4)
-    return "%02X" % answer[17], tx_queue, rx_queue
+    return answer[16:]
 
 
 def send_what_fits(sock, data):
@@ -478,9 +578,9 @@ def free_port(ports=range(10_000, 32_000)):
 
 
 def is_listening(port):
-    """Whether there is a listener on that port, without troubling it."""
-    return any(re.search(r"^ *\d+: \w+:%04X \w+:0000 0A " % port, Path(path).read_text(), re.M)
-               for path in ("/proc/net/tcp", "/proc/net/tcp6"))
+    """Whether there is a listener on that port, without troubling it: {the number by which /proc/PID/fd knows it}."""
+    row = r"^ *\d+: \w+:%04X \w+:0000 0A (?:\S+ +){5}(\d+)" % port
+    return {number for path in ("/proc/net/tcp", "/proc/net/tcp6") for number in re.findall(row, Path(path).read_text(), re.M)}
 
 
 def use_all_descriptors():
@@ -504,6 +604,109 @@ def still_running(name):
         except OSError:
             pass  # it has ended, or is not ours
     return found
+
+
+class Yours(Server):
+    """A server of the reader's, in any language: all that we know of it is its port, and what /proc says of
+    its processes. They are all that descend from us, since orphans are given to us (adopt_orphans)."""
+
+    def __init__(self, command, port, prepare=None):
+        reader, writer = os.pipe()
+        try:
+            super().__init__(command, port=port, prepare=prepare, start_new_session=True, stdout=writer, stderr=writer)
+        except OSError:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
+        self.tail = b""
+        threading.Thread(target=self._listen_to, args=(reader,), daemon=True).start()
+
+    def _listen_to(self, reader):
+        """It may say what it likes, and as much; we keep the end."""
+        with os.fdopen(reader, "rb", 0) as said:
+            while data := said.read(1 << 16):
+                self.tail = (self.tail + data)[-2000:]
+
+    def last_words(self):
+        time.sleep(0.05)  # they may be on their way
+        text = re.sub(r"[^\n -~]", "?", self.tail.decode(errors="replace")).strip()
+        return "; it said: " + text.split("\n")[-1][:150] if text else ""
+
+    def has_the_listener(self):
+        """Whether it is one of these processes that listens on the port."""
+        with contextlib.suppress(OSError):
+            return any(os.readlink(fd) in {"socket:[%s]" % number for number in is_listening(self.port)}
+                       for pid in self.processes() for fd in Path("/proc/%d/fd" % pid).iterdir())
+        return False
+
+    def state(self):
+        state = super().state()
+        return state and state + self.last_words()
+
+    def listening(self):
+        def listens():
+            assert not self.ended(), "the server ended before it listened on port %d, %s" % (self.port, self.how())
+            return is_listening(self.port)
+
+        try:
+            wait_until(listens, "a server that listens on port %d" % self.port)
+        except AssertionError as error:
+            raise AssertionError(str(error) + self.last_words()) from None
+        return self
+
+    def settle(self):
+        """For a moment at most: it may have something to do all the time, with good reason or without."""
+        at_rest, end = self.at_rest(), time.monotonic() + 0.3
+        while not at_rest() and time.monotonic() < end:
+            time.sleep(0.002)
+
+    def processes(self):
+        return [pid for pid in family(os.getpid()) if pid != os.getpid() and pid not in HELPERS]
+
+    def ended(self):
+        """When the last of its processes has; the first may have been only a shell, or a father."""
+        self.process.poll()
+        return not self.processes()
+
+    def send_signal(self, sig):
+        """To all of its processes, as a terminal does, and systemd."""
+        self.asked_to_end = True
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                os.kill(pid, sig)
+
+    def stop(self, sig=signal.SIGTERM, within=STOP_WITHIN):
+        self.resume()
+        self.send_signal(sig)
+        took = self._time_to_end()
+        if not self.ended():
+            self.kill()
+            raise AssertionError("%s was sent, and %.0f s later the server still ran" % (sig.name, took))
+        assert took < within, "%s was sent, and the server ended %.1f s later" % (sig.name, took)
+
+    def kill(self):
+        """Until there is no process left, whatever they do."""
+        end = time.monotonic() + PATIENCE
+        while (pids := self.processes()) and time.monotonic() < end:
+            for pid in pids:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.001)
+        self.process.poll()
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # the orphans
+                pass
+        for sock in self._clients:
+            sock.close()
+
+
+HELPERS = set()  # processes that a test has started beside the server
+
+
+def adopt_orphans():
+    """Whatever descends from us, and loses its parent, becomes our child: PR_SET_CHILD_SUBREAPER, prctl(2)."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
 
 def split_command(text, port):

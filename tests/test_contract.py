@@ -19,8 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from conftest import SERVERS
-from harness import (MIB, PATIENCE, SANITIZED, STOP_WITHIN, exchange, failure, free_port, name_of, program,
-                     receive, receive_all, reset, row_of, send_what_fits, status_of, strerror, wait_until)
+from harness import (HELPERS, MIB, NO_END, PATIENCE, SANITIZED, STOP_WITHIN, came_back, exchange, failure, free_port,
+                     has_keepalive, name_of, program, receive, receive_all, receive_back, reset, row_of, send_what_fits,
+                     status_of, strerror, wait_until)
 
 since = pytest.mark.since  # from that day on
 until = pytest.mark.until  # up to that day
@@ -31,30 +32,41 @@ KIB = 1024
 
 # ---- Every byte comes back, in order, to the client that sent it
 
-@pytest.mark.parametrize("size", [0, 1, 5, 16 * KIB - 1, 16 * KIB, 16 * KIB + 1,
+def test_a_line_comes_back(server):
+    assert came_back(b"hello\n", exchange(server.connect(), b"hello\n"))
+
+
+@pytest.mark.parametrize("size", [1, 5, 16 * KIB - 1, 16 * KIB, 16 * KIB + 1,
                                   64 * KIB - 1, 64 * KIB, 64 * KIB + 1, 32 * MIB])
 def test_bytes_come_back(server, size):
     data = os.urandom(size)
-    assert exchange(server.connect(), data) == data
+    assert came_back(data, exchange(server.connect(), data))
 
 
 def test_bytes_come_back_to_a_slow_reader(server):
     """It begins to read when nothing moves any more: send has taken less than it was given."""
     sock = server.connect(receive_buffer=16 * KIB)
     data = os.urandom(8 * MIB)
-    client = threading.Thread(target=send_and_close, args=(sock, data))
+    client = threading.Thread(target=send_until_it_breaks, args=(sock, data))
     client.start()
     sock.recv(1, socket.MSG_PEEK)
     server.settle()
-    back = receive_all(sock)
+    assert receive_back(sock, data)
     client.join(PATIENCE)
-    assert len(back) == len(data)
-    assert back == data
 
 
-def send_and_close(sock, data):
-    sock.sendall(data)
-    sock.shutdown(socket.SHUT_WR)
+def send_until_it_breaks(sock, data, then=None):
+    with contextlib.suppress(OSError):
+        sock.sendall(data)
+        if then is not None:
+            sock.shutdown(then)
+
+
+def test_the_next_client(server):
+    """As soon as one has gone."""
+    for _ in range(10):
+        with server.connect() as sock:
+            assert server.echoes(sock)
 
 
 def test_one_byte_at_a_time(server):
@@ -64,25 +76,25 @@ def test_one_byte_at_a_time(server):
         assert all(server.echoes(sock, data[i:i + 1]) for i in range(1000))
         for i in range(1000, 2000):  # and now without waiting for the answers
             sock.send(data[i:i + 1])
-        assert receive(sock, 1000) == data[1000:]
+        assert receive_back(sock, data[1000:])
 
 
 @since(2)
 def test_many_clients_at_the_same_time(server):
     """Each gets its own bytes, though all of them send at once in pieces of all sizes."""
-    results = {}
-
     def client(seed):
         rng = random.Random(seed)
         data = rng.randbytes(rng.randrange(2 * MIB))
-        results[seed] = exchange(server.connect(), data, piece=rng.choice([1000, 65536, MIB])) == data
+        return came_back(data, exchange(server.connect(), data, piece=rng.choice([1000, 65536, MIB])))
 
-    threads = [threading.Thread(target=client, args=(seed,)) for seed in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == {seed: True for seed in range(20)}
+    with ThreadPoolExecutor(20) as threads:
+        assert all(threads.map(client, range(20)))
+
+
+@pytest.mark.parametrize("size", [0, 5, 100 * KIB, MIB])
+def test_half_close(server, size):
+    data = os.urandom(size)
+    assert came_back(data, exchange(server.connect(), data, half_close=True))
 
 
 def test_half_close_with_much_to_come(server):
@@ -92,7 +104,22 @@ def test_half_close_with_much_to_come(server):
     assert len(data) > MIB // 4
     sock.shutdown(socket.SHUT_WR)
     server.settle()
-    assert receive_all(sock) == data
+    assert receive_back(sock, data)
+    assert receive_all(sock) == b"", "more came back than was sent"
+
+
+def test_half_close_and_a_pause(server):
+    """So much that the server has seen the end of it, and not all of it fits into its kernel."""
+    data = os.urandom(3_000_000)
+    sock = server.connect()
+    client = threading.Thread(target=send_until_it_breaks, args=(sock, data, socket.SHUT_WR))
+    client.start()
+    server.settle()
+    if not server.ours:
+        time.sleep(1)  # it may wait for its client, but not long enough
+    assert receive_back(sock, data)
+    assert receive_all(sock) == b"", "more came back than was sent"
+    client.join(PATIENCE)
 
 
 def test_half_close_while_something_is_held(server):
@@ -100,7 +127,8 @@ def test_half_close_while_something_is_held(server):
     sock = server.connect(receive_buffer=4 * KIB, segment=500)
     data = server.hold(sock)
     half_close(sock)
-    assert receive_all(sock) == data
+    assert receive_back(sock, data)
+    assert receive_all(sock) == b"", "more came back than was sent"
 
 
 def half_close(sock):
@@ -112,8 +140,7 @@ def test_a_client_that_waits_before_it_reads(server):
     """What did not fit is sent when there is room, and reading goes on from there."""
     sock = server.connect(receive_buffer=4 * KIB)
     first = server.fill(sock)
-    back = receive(sock, len(first))
-    assert back == first
+    assert receive_back(sock, first)
     assert server.echoes(sock, b"and on it goes")
 
 
@@ -121,9 +148,9 @@ def test_a_client_that_takes_small_pieces(server):
     """The server's send buffer is small, so that what is held goes out in many pieces."""
     sock = server.connect(receive_buffer=4 * KIB, segment=500)
     first = server.fill(sock)
-    assert receive(sock, len(first)) == first
+    assert receive_back(sock, first)
     data = os.urandom(MIB)
-    assert exchange(sock, data) == data
+    assert came_back(data, exchange(sock, data))
 
 
 def test_much_waits_when_the_server_comes_to_look(server):
@@ -135,7 +162,7 @@ def test_much_waits_when_the_server_comes_to_look(server):
     server.pause()
     data = send_what_fits(sock, os.urandom(2 * MIB))
     server.resume()
-    assert receive(sock, len(data)) == data
+    assert receive_back(sock, data)
 
 
 def test_urgent_bytes_come_back(talking):
@@ -144,25 +171,24 @@ def test_urgent_bytes_come_back(talking):
         sock.sendall(b"12")
         sock.send(b"X", socket.MSG_OOB)
         sock.sendall(b"34")
-        assert receive(sock, 5) == b"12X34"
-    assert talking.stop() in ((1, 5, 0), None)
+        assert receive_back(sock, b"12X34")
+    assert not talking.ours or talking.stop() in ((1, 5, 0), None)
 
 
 def test_small_answers_do_not_wait(server):
     """For the acknowledgement of the last one: TCP_NODELAY, asked from the server's own end."""
-    assert option_of_a_connection(server, socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    with server.connect() as sock:
+        assert server.echoes(sock)
+        with server.server_end(sock) as end:
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), (
+                "TCP_NODELAY is off at the server's end: the second of two small answers may come 40 ms late")
 
 
 def test_a_client_whose_machine_has_vanished_is_found(server):
     """Nobody wants to wait the two hours of tcp(7), so we ask whether keepalive is on."""
-    assert option_of_a_connection(server, socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-
-
-def option_of_a_connection(server, level, option):
     with server.connect() as sock:
         assert server.echoes(sock)
-        with server.server_end(sock) as end:
-            return end.getsockopt(level, option) != 0
+        assert has_keepalive(sock), "SO_KEEPALIVE is off at the server's end: the kernel has no timer for this client"
 
 
 # ---- One client does not delay another
@@ -181,7 +207,7 @@ def test_a_client_that_never_reads_delays_nobody(server):
     server.fill(deaf)
     with server.connect() as sock:
         data = os.urandom(MIB)
-        assert exchange(sock, data) == data
+        assert came_back(data, exchange(sock, data))
 
 
 @since(2)
@@ -190,7 +216,7 @@ def test_a_client_that_sends_without_end_starves_nobody(server):
     with greedy_client(server):
         for _ in range(20):
             with server.connect() as sock:
-                sock.settimeout(5)
+                sock.settimeout(min(5, PATIENCE))
                 assert server.echoes(sock)
     server.settle()
     server.errors()  # the reset
@@ -204,7 +230,7 @@ def test_nor_if_it_is_faster_than_the_server(start, strace):
     with greedy_client(server):
         for _ in range(3):
             with server.connect() as sock:
-                sock.settimeout(5)
+                sock.settimeout(min(5, PATIENCE))
                 assert server.echoes(sock)
     server.settle()
     server.errors(1)
@@ -226,6 +252,7 @@ def test_newcomers_without_end_starve_nobody(start, strace):
             newcomer.close()
 
 
+@ours
 @since(2)
 def test_four_thousand_newcomers_at_once_delay_nobody(server, server_name):
     count = 900 if server_name == "day02" else 4000
@@ -261,12 +288,14 @@ def greedy_client(server):
     sock.setblocking(True)
     sender = subprocess.Popen(["cat", "/dev/zero"], stdout=sock)
     reader = subprocess.Popen(["cat"], stdin=sock, stdout=subprocess.DEVNULL)
+    HELPERS.update((sender.pid, reader.pid))
     try:
         yield
     finally:
         for process in (sender, reader):
             process.kill()
             process.wait()
+            HELPERS.remove(process.pid)
         reset(sock)
 
 
@@ -279,7 +308,12 @@ def test_sleeps_while_a_client_does_not_read(server, closing):
     server.hold(deaf)
     if closing:
         half_close(deaf)
-    assert server.cpu_share() < 0.1
+    sleeps(server)
+
+
+def sleeps(server, why="there was nothing to do"):
+    share = server.cpu_share()
+    assert share < 0.1, why + ", and it took %.0f %% of a core" % (share * 100)
 
 
 def test_sleeps_when_all_have_gone(server):
@@ -289,10 +323,11 @@ def test_sleeps_when_all_have_gone(server):
         reset(sock)
         server.connect().close()
     server.settle()
-    assert server.cpu_share() < 0.1
+    sleeps(server)
     server.errors()  # a reset that comes before the server looks is an error, each time
 
 
+@ours
 def test_wakes_up_for_nothing_but_work(server):
     """One client is there, and silent: the server sleeps, and no time-out wakes it."""
     with server.connect() as sock:
@@ -304,7 +339,8 @@ def stays_asleep(server, seconds):
     server.settle()
     before = server.switches()
     time.sleep(seconds)
-    assert server.switches() == before
+    count, asleep = server.switches()
+    assert asleep and count == before[0], "nothing happened for %g s, and the server woke up" % seconds
 
 
 # select and epoll_wait, as glibc and musl make them
@@ -343,11 +379,14 @@ def test_memory_of_a_client_that_never_reads(server):
     server.settle()
     before = server.memory()
     deaf = server.connect()
-    server.fill(deaf)
-    # AddressSanitizer's own notes on the memory are not the server's.
-    assert server.memory() - before < (2 * MIB if SANITIZED else 256 * KIB)
+    sent = len(server.fill(deaf))
+    assert sent < NO_END, "a client sent {:,} bytes and read none, and the server took them all".format(sent)
+    if server.ours:
+        # AddressSanitizer's own notes on the memory are not the server's.
+        assert server.memory() - before < (2 * MIB if SANITIZED else 256 * KIB)
 
 
+@ours
 @since(2)
 def test_an_idle_client_costs_next_to_nothing(start, server_name):
     """Nobody keeps a buffer for a client to whom nothing is owed."""
@@ -365,6 +404,7 @@ def test_an_idle_client_costs_next_to_nothing(start, server_name):
     assert server.memory() - before <= 64 * count + slack
 
 
+@ours
 def test_memory_does_not_grow_with_the_limit(start):
     """Some systems allow a billion descriptors; a table of that size would not fit anywhere."""
     def size_with(limit):
@@ -384,6 +424,7 @@ def test_memory_does_not_grow_with_the_limit(start):
     assert abs(size_with(many) - size_with(256)) < 64 * KIB
 
 
+@ours
 @since(2)
 @pytest.mark.skipif(SANITIZED, reason="AddressSanitizer gives up when the memory does")
 def test_no_memory_for_one_buffer(talking):
@@ -400,10 +441,9 @@ def test_no_memory_for_one_buffer(talking):
                 break
             assert talking.echoes(good)
         assert talking.echoes(good)
-        if talking.ours:
-            talking.wait_err("^server: malloc for " + name_of(deaf[-1]) + failure("ENOMEM"))
-            talking.wait_out(name_of(deaf[-1]) + " left: " + strerror("ENOMEM") + "$")
-            assert len(talking.errors(1)) == 1
+        talking.wait_err("^server: malloc for " + name_of(deaf[-1]) + failure("ENOMEM"))
+        talking.wait_out(name_of(deaf[-1]) + " left: " + strerror("ENOMEM") + "$")
+        assert len(talking.errors(1)) == 1
 
 
 # ---- No client ends the server
@@ -489,19 +529,21 @@ def test_stopped_and_continued(server):
 def test_stopped_and_continued_while_busy(server):
     """The same with bytes on the way, and a client that does not read fast enough."""
     data = os.urandom(8 * MIB)
-    result = []
     sock = server.connect(receive_buffer=16 * KIB)
-    client = threading.Thread(target=lambda: result.append(exchange(sock, data) == data))
-    client.start()
-    while client.is_alive():
-        os.kill(server.pid, signal.SIGSTOP)
-        os.kill(server.pid, signal.SIGCONT)
-        client.join(0.005)
-    assert result == [True]
+    with ThreadPoolExecutor(1) as thread:
+        client = thread.submit(exchange, sock, data)
+        while not client.done():
+            for sig in (signal.SIGSTOP, signal.SIGCONT):
+                for pid in server.processes():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, sig)
+            time.sleep(0.005)
+    assert came_back(data, client.result())
 
 
 # ---- Many at once
 
+@ours  # another server's backlog may have no room for twenty
 @since(2)
 def test_all_who_wait_are_accepted(server):
     """Twenty connect before the server gets to look: that is one event, edge-triggered."""
@@ -514,30 +556,40 @@ def test_all_who_wait_are_accepted(server):
 
 @since(2)
 def test_five_hundred_connect_at_once(server):
-    socks = [socket.socket() for _ in range(500)]
-    for sock in socks:
+    """They speak as soon as they are connected; meanwhile a client that is there already is served."""
+    old, served, poll = server.connect(), 0, select.poll()
+    assert server.echoes(old)
+    socks = {}
+    for _ in range(500):
+        sock = socket.socket()
         sock.setblocking(False)
         assert sock.connect_ex((server.address, server.port)) in (0, errno.EINPROGRESS)
-    for sock in socks:
-        sock.settimeout(PATIENCE)
-        wait_until(lambda sock=sock: sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
-                   and connected(sock), "the connection")
-        sock.sendall(b"%d" % sock.fileno())
-    for sock in socks:
-        text = b"%d" % sock.fileno()
-        assert receive(sock, len(text)) == text
+        poll.register(sock, select.POLLOUT)
+        socks[sock.fileno()] = sock
+    end = time.monotonic() + PATIENCE
+    while socks and time.monotonic() < end:
+        for fd, event in poll.poll(1):
+            if event == select.POLLOUT:
+                socks[fd].send(b"%4d" % fd)
+                poll.modify(fd, select.POLLIN)
+            else:
+                assert came_back(b"%4d" % fd, socks[fd].recv(5))
+                poll.unregister(fd)
+                socks.pop(fd).close()
+                served += 1
+        begin = time.monotonic()
+        assert server.echoes(old)
+        took = time.monotonic() - begin
+        assert took < 1, "a client that was there already waited %.1f s for its answer" % took
+    for sock in socks.values():
         sock.close()
-
-
-def connected(sock):
-    try:
-        return bool(sock.getpeername())
-    except OSError:
-        return False
+    assert not socks, "after %g s, %d of them had no answer" % (PATIENCE, len(socks))
 
 
 @since(2)
-def test_a_thousand_come_and_go(server):
+def test_a_thousand_come_and_go(start):
+    """With descriptors for half of them: each is given back."""
+    server = start(limits={resource.RLIMIT_NOFILE: 500})
     for _ in range(1000):
         with server.connect() as sock:
             assert server.echoes(sock, b"x")
@@ -547,19 +599,23 @@ def test_a_thousand_come_and_go(server):
 
 @since(3)
 def test_thousands_of_clients_at_the_same_time(server):
-    count = 3000
-    socks = [server.connect(source="127.0.0.%d" % (1 + i // 1000)) for i in range(count)]
+    count = 3000 if server.ours else 1100  # more than 1024, which may be a process for each
+    socks = []
+    for i in range(count):
+        socks.append(server.connect(source="127.0.0.%d" % (1 + i // 1000)))
+        assert server.echoes(socks[-1], b"%04d" % i), i
     for i, sock in enumerate(socks):
         sock.sendall(b"%04d" % i)
     for i, sock in enumerate(socks):
-        assert receive(sock, 4) == b"%04d" % i
-    assert server.stop() in ((count, 4 * count, 0), None)
+        assert receive_back(sock, b"%04d" % i)
+    assert not server.ours or server.stop() == (count, 8 * count, 0)
     for sock in socks:
         reset(sock)  # else each leaves a TIME_WAIT, and past tcp_max_tw_buckets no other test gets one
 
 
 # ---- Out of descriptors
 
+@ours
 @since(2)
 def test_out_of_descriptors(start):
     """Forty clients and descriptors for fewer: the first are served, the rest wait in the backlog
@@ -578,13 +634,13 @@ def test_out_of_descriptors(start):
             assert receive(sock, 2) == b"%02d" % i
         sock.close()
     assert time.monotonic() - begin < 5  # with nothing but a look each second it would take 24
-    if server.ours:
-        server.settle()
-        lines = server.errors(1)
-        assert len(lines) == 1
-        assert re.match("server: accept: newcomers have to wait" + failure("EMFILE"), lines[0])
+    server.settle()
+    lines = server.errors(1)
+    assert len(lines) == 1
+    assert re.match("server: accept: newcomers have to wait" + failure("EMFILE"), lines[0])
 
 
+@ours
 @since(2)
 def test_a_shortage_is_told_once(start):
     """However many come and go meanwhile, and though they go two at a time."""
@@ -600,7 +656,7 @@ def test_a_shortage_is_told_once(start):
         server.resume()
         server.settle()
     assert all(receive(sock, 1) == b"x" for sock in socks)
-    assert len(server.errors()) == 1 or not server.ours
+    assert len(server.errors()) == 1
 
 
 def test_looks_again_each_second(start, server_name):
@@ -609,21 +665,35 @@ def test_looks_again_each_second(start, server_name):
     with server.connect() as sock:
         assert server.echoes(sock)
     server.settle()
+    spins = not server.ours and server.cpu_share() > 0.05  # so it does that always
     lift = server.limit_descriptors_to_those_in_use()
-    if server_name == "day01":  # it sleeps in accept, which took its descriptor before it slept
-        with server.connect() as sock:
-            assert server.echoes(sock)
-    with server.connect() as sock:
-        sock.sendall(b"hello")
+    with first_that_waits(server) as sock:
         if server.ours:
             server.wait_err("accept: newcomers have to wait" + failure("EMFILE"))
-        assert server.cpu_share() < 0.1
+        if not spins:
+            sleeps(server, "no newcomer could be accepted")
         lift()
-        assert receive(sock, 5) == b"hello"
+        assert receive_back(sock, b"hello")
     if server.ours:
         assert 1 <= len(server.errors()) <= (2 if server_name == "day01" else 1)  # day 1 says it each second
 
 
+def first_that_waits(server):
+    """A newcomer that is not served. Some are: a process that sleeps in accept took a descriptor before it slept."""
+    for _ in range(10):
+        sock = server.connect()
+        sock.sendall(b"hello")
+        if not select.select([sock], [], [], 0.3)[0]:
+            return sock
+        with contextlib.suppress(ConnectionResetError):
+            if receive(sock, 5) == b"hello":
+                sock.close()
+                continue
+        raise AssertionError("a newcomer for which there was no descriptor was closed, instead of being left to wait")
+    pytest.skip("it cannot be made to run out of descriptors")
+
+
+@ours
 @since(2)
 def test_a_shortage_that_is_over(start):
     """It accepts again as soon as a client leaves, and looks each second no longer when there is a descriptor
@@ -631,24 +701,25 @@ def test_a_shortage_that_is_over(start):
     server = start(one_process=True)
     with server.connect() as sock:
         assert server.echoes(sock)
-        for _ in range(2):
+        for again in (False, True):
             other = server.connect()
             assert server.echoes(other)
             server.settle()
             lift = server.limit_descriptors_to_those_in_use()
             newcomer = server.connect()
             newcomer.sendall(b"x")
-            if server.ours:
-                server.wait_err("newcomers have to wait")
+            server.wait_err("newcomers have to wait")
             other.close()
             assert receive(newcomer, 1) == b"x"
             newcomer.close()
             server.settle()
             lift()
-            assert len(server.errors()) == 1 or not server.ours
-        stays_asleep(server, 1.1)
+            assert len(server.errors()) == 1
+            if not again:
+                stays_asleep(server, 1.1)
 
 
+@ours
 @since(2)
 def test_looks_again_though_it_is_busy(start):
     """The same while another client keeps the server from ever sleeping for a second."""
@@ -658,8 +729,7 @@ def test_looks_again_though_it_is_busy(start):
         lift = server.limit_descriptors_to_those_in_use()
         with server.connect() as sock:
             sock.sendall(b"hello")
-            if server.ours:
-                server.wait_err("accept: newcomers have to wait")
+            server.wait_err("accept: newcomers have to wait")
             lift()
             sock.setblocking(False)
 
@@ -689,7 +759,7 @@ def test_ends_with_a_client_connected(talking, sig):
     with talking.connect() as sock:
         assert talking.echoes(sock)
         assert talking.stop(sig) in ((1, 6, 0), None)
-        assert receive_all(sock) == b""
+        assert receive_all(sock) == b"", "more came back than was sent"
         if talking.totals():
             talking.wait_out(name_of(sock) + " left: server stopped$")
 
@@ -734,7 +804,6 @@ def unread(sock):
     return int.from_bytes(fcntl.ioctl(sock, 0x541B, bytes(4)), "little")
 
 
-@ours
 @since(2)
 def test_nothing_is_lost_at_the_end(server):
     """Four clients send without a pause and read 30 MB/s each, so that megabytes are on their way when the
@@ -743,14 +812,19 @@ def test_nothing_is_lost_at_the_end(server):
     streams = [Stream(server.connect(), 30e6, ending) for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
         ends = [threads.submit(stream.run) for stream in streams]
-        wait_until(lambda: all(stream.got > 4 * MIB for stream in streams), "all to be in full flow")
-        server.process.send_signal(signal.SIGTERM)
-        ending.set()
-        clients, echoed, undelivered = server.stop()
-        assert [end.result(PATIENCE) for end in ends] == ["end of file"] * 4
-    assert clients == 4
-    assert echoed == sum(stream.got for stream in streams)
-    assert echoed + undelivered == sum(stream.sent for stream in streams)
+        try:
+            wait_until(lambda: all(stream.got > 4 * MIB for stream in streams), "the answers of all four clients")
+            server.send_signal(signal.SIGTERM)
+        finally:
+            ending.set()
+        totals = server.stop()
+        lost = sum(end.result(PATIENCE) != "end of file" for end in ends)
+    assert not lost, "%d of 4 got a reset, which destroys what is on its way, instead of end of file" % lost
+    if totals:
+        clients, echoed, undelivered = totals
+        assert clients == 4
+        assert echoed == sum(stream.got for stream in streams)
+        assert echoed + undelivered == sum(stream.sent for stream in streams)
 
 
 class Stream:
@@ -763,8 +837,11 @@ class Stream:
     def run(self):
         piece, begin, poll = os.urandom(64 * KIB), time.monotonic(), select.poll()
         self.sock.setblocking(False)
+        last = None  # when to give up: a server that says nothing may be broken
         try:
-            while True:
+            while last is None or time.monotonic() < last:
+                if last is None and self.ending.is_set():
+                    last = time.monotonic() + PATIENCE
                 ahead = self.got / self.pace - (time.monotonic() - begin)
                 reads = self.ending.is_set() or ahead <= 0
                 poll.register(self.sock, select.POLLOUT | (select.POLLIN if reads else 0))
@@ -780,6 +857,7 @@ class Stream:
                             return "end of file"
         except ConnectionError as error:
             return str(error)
+        return "no end"
 
 
 def test_ends_while_busy(server):
@@ -935,6 +1013,7 @@ def step_to_system_call(pid, numbers, sig, wake_up):
     ptrace(detach)
 
 
+@ours
 @since(2)
 @pytest.mark.parametrize("how", [signal.SIG_BLOCK, signal.SIG_IGN])
 def test_inherited_signal_settings_change_nothing(start, how):
@@ -959,8 +1038,9 @@ def test_the_port_is_free_at_once(start):
     port = server.port
     with server.connect() as sock:
         assert server.echoes(sock)
-        server.process.send_signal(signal.SIGTERM)
-        assert receive_all(sock) == b""
+        server.send_signal(signal.SIGTERM if server.ours else signal.SIGKILL)
+        with contextlib.suppress(ConnectionResetError):
+            receive_all(sock)
     server.stop()
     again = start(port=port)
     with again.connect() as sock:

@@ -124,8 +124,8 @@ def test_reuseport_loses_the_queue_of_a_worker_that_dies(start):
     lost = 0
     for sock in socks:
         try:
-            lost += not server.echoes(sock)
-        except ConnectionError:
+            server.echoes(sock)
+        except (ConnectionError, AssertionError):
             lost += 1
     assert 0 < lost < 60
     server.errors(1)
@@ -187,7 +187,7 @@ def test_a_worker_that_dies_is_reported_and_replaced(start):
     for sock in socks:
         try:
             alive += server.echoes(sock)
-        except ConnectionError:
+        except (ConnectionError, AssertionError):
             pass
     lost = len([line for line in server.out if re.match(r"worker %d fd .* connected$" % number, line)])
     assert alive == 30 - lost  # the other workers' clients noticed nothing
@@ -261,7 +261,7 @@ def test_the_parents_death_ends_the_workers(start, mode):
     children = workers_of(server)
     os.kill(server.pid, signal.SIGKILL)
     server.wait()
-    wait_until(lambda: not any(map(runs, children)), "their end")
+    wait_until(lambda: not any(map(runs, children)), "the end of the workers")
 
 
 def runs(pid):
