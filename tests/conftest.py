@@ -144,7 +144,8 @@ def start_day(launch, request):
                 prepare()
 
         command = [*wrapper, program(day), *arguments]
-        server = launch(command, prepare=prepare_all, **options).listening()
+        change = prepare_all if limits or prepare else None  # without, subprocess need not copy our memory: vfork
+        server = launch(command, prepare=change, **options).listening()
         if request.config.option.step:  # day 5 says so before it is true, until step 5
             wait_until(lambda: is_listening(server.port), "the listener")
         return server

@@ -1,5 +1,6 @@
 """Starts a server as a reader would, watches it from outside, and talks to it."""
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -233,7 +234,8 @@ class Server:
     def kill(self):
         if self.process.poll() is None:
             for pid in self.processes():
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # a worker ends with its parent
+                    os.kill(pid, signal.SIGKILL)
         self.wait()
         for sock in self._clients:
             sock.close()
