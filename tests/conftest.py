@@ -52,7 +52,7 @@ def pytest_configure(config):
 
 
 def pytest_sessionstart(session):
-    if not session.config.option.server and not session.config.option.step:
+    if not session.config.option.server and BUILD.parent == ROOT:  # else it is built, from sources of its own
         subprocess.run(["make", "-s", "-C", ROOT, "programs"], check=True)
 
 

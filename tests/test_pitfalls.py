@@ -21,15 +21,15 @@ def reports(request):
         pytest.skip("this is about the tests, which are the same for all builds: make test does it")
     names = [item.callspec.params["name"] for item in request.session.items
              if item.function is test_is_caught]
-    good = pitfall.run_tests(ROOT, *sorted({pitfall.read(name)[0]["Test"] for name in names}))
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(8) as pool:
+        good = pool.submit(pitfall.run_tests, *sorted({pitfall.read(name)[0]["Test"] for name in names}))
         # Not where make pitfall-NAME has its copies, which the other half of the tests may type just now.
         yield good, {name: pool.submit(pitfall.run_broken, name, "pitfalls-tested") for name in names}
 
 
 @pitfalls
 def test_is_caught(name, reports):
-    good, broken = reports
+    good, broken = reports[0].result(), reports[1]
     test = pitfall.read(name)[0]["Test"]
     if re.search("^SKIPPED", good, re.M) and "PASSED " + test not in good:
         pytest.skip("%s does not run here, with the bug or without" % test)
