@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "book"))
 
 import steps
+from parallel import Parallel
 from harness import (BUILD, ROOT, SANITIZED, Server, free_port, is_listening, program, split_command,
                      use_all_descriptors, wait_until)
 
@@ -36,19 +37,22 @@ def pytest_addoption(parser):
     parser.addoption("--day", type=int, default=5, help="with --server: no more than day 1, 2, … promises")
     parser.addoption("--step", help="day01/4: what the server of BUILD promises, as it stands after that step")
     parser.addoption("--promised-by", type=int, help="of these, only what is new with that step")
-    parser.addoption("--part", default="1/1", help="1/4: every fourth test, from the first on; 2/4: from the second on")
+    parser.addoption("--processes", type=int, default=1, help="so many tests are run at a time")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "since(day): the contract promises this from that day on")
     config.addinivalue_line("markers", "until(day): later days promise something else")
     config.addinivalue_line("markers", "book: types the sessions of the notes, or tests a step: make test-book")
+    config.addinivalue_line("markers", "together: one process runs it with all of its parameters")
     config.addinivalue_line("markers", "ours: asks for messages or options that only our servers have")
     # Started in the background of a shell we would ignore SIGINT (sh(1)), and so would all that we start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     use_all_descriptors()
     # What a test has measured is not to take the place of what the reader has.
     os.environ["MEASURED"] = str(BUILD / "tests" / "measured")
+    if config.option.processes > 1:
+        config.pluginmanager.register(Parallel(config.option.processes))
 
 
 def pytest_sessionstart(session):
@@ -78,8 +82,7 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    """make check: only what any server can be held to. STEP=N: what that step and those before it promise.
-    And one part of the tests, as asked for."""
+    """make check: only what any server can be held to. STEP=N: what that step and those before it promise."""
     kept = items
     if config.option.step:
         day, number = config.option.step.split("/")
@@ -94,8 +97,7 @@ def pytest_collection_modifyitems(config, items):
 
         kept = [item for item in items if "server_name" in item.fixturenames
                 and not item.get_closest_marker("ours") and day_of(item) <= config.option.day]
-    part, parts = map(int, config.option.part.split("/"))
-    items[:] = kept[part - 1::parts]
+    items[:] = kept
 
 
 def name_in_the_notes(item):

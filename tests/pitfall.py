@@ -45,8 +45,8 @@ def apply(diff, folder):
         path.write_text(text)
 
 
-def build_broken(name, where):
-    """Copies what the server of its day is made of to BUILD/WHERE/NAME, with the bug, and builds it there."""
+def build_broken(name, where, build):
+    """Copies what the server of its day is made of to BUILD/WHERE/NAME, with the bug, and builds it."""
     assert not os.path.isabs(os.environ.get("BUILD", "")), "BUILD must be a folder of the project"
     copy, (fields, diff) = BUILD / where / name, read(name)
     shutil.rmtree(copy, ignore_errors=True)
@@ -54,8 +54,8 @@ def build_broken(name, where):
         shutil.copytree(ROOT / folder, copy / folder)
     shutil.copy(ROOT / "Makefile", copy)
     apply(diff, copy)
-    subprocess.run(["make", "-s", "-C", copy, "BUILD=build", "programs"], env={"CFLAGS": "-O0", **os.environ}, check=True)
-    return copy
+    subprocess.run(["make", "-s", "-C", copy, "BUILD=%s" % build, "programs"], check=True,
+                   env={"CFLAGS": "-O0", **os.environ})
 
 
 def run_tests(*tests, env=None):
@@ -72,14 +72,16 @@ def run_tests(*tests, env=None):
                 os.killpg(run.pid, signal.SIGKILL)
 
 
-def run_broken(name, where="pitfalls"):
-    """Breaks a server and runs the test that should notice. Returns what pytest says."""
-    build = build_broken(name, where) / "build"
-    return run_tests(read(name)[0]["Test"], env={**IMPATIENT, "BUILD": str(build)})
+def run_broken(*names, where="pitfalls"):
+    """Breaks a server, or several of different days, and runs the tests that should notice. Returns what pytest says."""
+    build = BUILD / where / names[0] / "build"
+    for name in names:
+        build_broken(name, where, build)
+    return run_tests(*(read(name)[0]["Test"] for name in names), env={**IMPATIENT, "BUILD": str(build)})
 
 
-def caught(report):
-    return re.search(r"^1 failed", report, re.M) is not None
+def caught(name, report):
+    return "\nFAILED %s" % read(name)[0]["Test"] in report
 
 
 # ---- For the reader
@@ -108,7 +110,7 @@ def show(name):
         print("%-9s%s" % (field + ":", fields[field].replace("\n", "\n" + 9 * " ")))
     print("\n%s\nThe test that notices: %s\n" % (coloured(diff), fields["Test"]), flush=True)
     report = run_broken(name)
-    if not caught(report):
+    if not caught(name, report):
         print(report + "\nnot caught")
         return 1
     print(failing_lines(report))
