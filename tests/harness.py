@@ -502,20 +502,14 @@ def use_all_descriptors():
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def marked(name):
-    """An environment by which still_running(name) knows a process and all that it starts."""
-    return {**os.environ, "STARTED_BY_TEST": "%s-%d" % (name, os.getpid())}
-
-
-def still_running(name):
-    """The names of the programs that run with that mark."""
-    mark, found = ("STARTED_BY_TEST=%s-%d" % (name, os.getpid())).encode(), []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (path / "environ").read_bytes().split(b"\0"):
-                found.append((path / "comm").read_text().strip())
-        except OSError:
-            pass  # it has ended, or is not ours
+def running_in_session(sid):
+    """The names of the programs that run in a session: of a process that has one of its own (start_new_session),
+    and of all that it has started."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended
+            if os.getsid(int(pid)) == sid and "State:\tZ" not in status_of(int(pid)):
+                found.append(read_proc(pid + "/comm").strip())
     return found
 
 
