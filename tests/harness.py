@@ -154,6 +154,15 @@ class Server:
         """Seconds of CPU that it has used."""
         return sum(int(text.split()[0]) for text in self._tasks("schedstat")) / 1e9
 
+    def clock(self):
+        """Seconds, for a difference, without those in which a core was busy with something else: its threads, we, or a
+        tracer could have run, and did not."""
+        waits = [*self._tasks("schedstat"), read_proc("thread-self/schedstat")]
+        tracer = re.search(r"TracerPid:\s+(\d+)", status_of(self.pid))[1]
+        if tracer != "0":
+            waits.append(read_proc(tracer + "/schedstat"))
+        return time.monotonic() - sum(int(text.split()[1]) for text in waits) / 1e9
+
     def cpu_share(self, seconds=0.2):
         """CPU that it uses while we do nothing, 1.0 for one core."""
         before, start = self.cpu(), time.monotonic()
@@ -200,7 +209,7 @@ class Server:
         (clients, bytes echoed, bytes undelivered). Day 1 has neither a handler nor such a line."""
         self.resume()  # if a test failed after pause
         self.process.send_signal(sig)
-        took = self._time_to_end()
+        took = self.time_to_end()
         status = self.wait()
         report = "\n".join(self.err)
         ends = [0] if self.ours and self.handles_signals else [-sig, 0]
@@ -209,7 +218,7 @@ class Server:
         assert not self.err, "stderr, which no test expected:\n" + report
         return self.totals()
 
-    def _time_to_end(self):
+    def time_to_end(self):
         """Seconds until it has ended, without those that the machine was late: it wakes us from short sleeps no
         sooner than it wakes the server, and what we wait too long is no fault of the server's."""
         start, late, nap = time.monotonic(), 0, 0.005
