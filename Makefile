@@ -6,6 +6,7 @@ WARNING := -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 PORT    ?= 8888
 ARGS    ?= -v
 QUIET   := $(if $(V),,@)
+TESTS   := tests/run -q tests --processes 8
 
 # make SAN=1 …: with AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of its own.
 ifdef SAN
@@ -78,7 +79,7 @@ $(DAYS:%=run-%): run-%: %
 	@grep -q getopt $(tree)/$(day)*/*.c && args='$(ARGS)'; $(tree)/build/$(day)/server $$args $(PORT)
 
 $(DAYS:%=test-%): test-%: %
-	@BUILD=$(tree)/build tests/run -q tests --step $(day)/$(STEP)
+	@BUILD=$(tree)/build $(TESTS) --step $(day)/$(STEP)
 
 $(DAYS:%=diff-%):
 	@tests/book/steps.py $(day) $$(($(STEP) - 1)) $(BUILD)/steps/$(day)/$$(($(STEP) - 1))
@@ -107,7 +108,7 @@ $(DAYS:%=diff-%): diff-%: ## diff-dayNN: what is new in a day
 	    diff -uN --color=auto $$before/$$file $$day/$$file || [ $$? = 1 ] || exit 2; done
 
 $(DAYS:%=test-%): test-%: programs ## test-dayNN: run the tests of a day
-	@tests/parts.py -m "not book" -k $*
+	@$(TESTS) -m "not book" -k $*
 endif
 
 steps: ## steps: list the steps of each day; dayNN, run-dayNN, test-dayNN and diff-dayNN take STEP=N
@@ -136,10 +137,10 @@ figures: ## figures [FROM=build/measured]: draw what herd, switches, scale, benc
 	@tests/figures.py $(FROM)
 
 test: programs ## test: run the tests of the servers and of all else that is here
-	@tests/parts.py -m "not book"
+	@$(TESTS) -m "not book"
 
 test-book: programs ## test-book: type every session of the notes, and test every step on its own and on the one before
-	@tests/parts.py -m book
+	@$(TESTS) -m book
 
 check: ## check SERVER='./mine {port}' [DAY=1] [TEST=bytes] [TRACE=1]: which promises a server of yours keeps, in any language
 	@[ -n "$(SERVER)" ] || { echo "check: which one? make check SERVER='./mine {port}'"; exit 2; }

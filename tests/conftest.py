@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent / "book"))
 import steps
 from harness import (BUILD, ROOT, SANITIZED, Server, Yours, adopt_orphans, free_port, is_listening, program,
                      split_command, use_all_descriptors, wait_until)
+from parallel import Parallel
 from promises import PROMISES
 from score import Card, day_of, in_words
 
@@ -39,13 +40,14 @@ def pytest_addoption(parser):
     parser.addoption("--card", action="store_true", help="with --server: a line for each promise, in place of pytest's")
     parser.addoption("--step", help="day01/4: what the server of BUILD promises, as it stands after that step")
     parser.addoption("--promised-by", type=int, help="of these, only what is new with that step")
-    parser.addoption("--part", default="1/1", help="1/4: every fourth test, from the first on; 2/4: from the second on")
+    parser.addoption("--processes", type=int, default=1, help="so many tests are run at a time")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "since(day): the contract promises this from that day on")
     config.addinivalue_line("markers", "until(day): later days promise something else")
     config.addinivalue_line("markers", "book: types the sessions of the notes, or tests a step: make test-book")
+    config.addinivalue_line("markers", "together: one process runs it with all of its parameters")
     config.addinivalue_line("markers", "ours: asks for messages or options that only our servers have")
     # Started in the background of a shell we would ignore SIGINT (sh(1)), and so would all that we start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -56,10 +58,12 @@ def pytest_configure(config):
         adopt_orphans()
         if config.option.card:
             config.pluginmanager.register(Card(config))
+    if config.option.processes > 1:
+        config.pluginmanager.register(Parallel(config.option.processes))
 
 
 def pytest_sessionstart(session):
-    if not session.config.option.server and not session.config.option.step:
+    if not session.config.option.server and BUILD.parent == ROOT:  # else it is built, from sources of its own
         subprocess.run(["make", "-s", "-C", ROOT, "programs"], check=True)
 
 
@@ -85,8 +89,7 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    """make check: only what any server can be held to. STEP=N: what that step and those before it promise.
-    And one part of the tests, as asked for."""
+    """make check: only what any server can be held to. STEP=N: what that step and those before it promise."""
     kept = items
     if config.option.step:
         day, number = config.option.step.split("/")
@@ -98,8 +101,7 @@ def pytest_collection_modifyitems(config, items):
         promised = {name for promise in PROMISES for name in promise.tests}
         kept = [item for item in items if item.originalname in promised
                 and (config.option.card or day_of(item) <= config.option.day)]
-    part, parts = map(int, config.option.part.split("/"))
-    items[:] = kept[part - 1::parts]
+    items[:] = kept
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -159,7 +161,8 @@ def start_day(launch, request):
                 prepare()
 
         command = [*wrapper, program(day), *arguments]
-        server = launch(command, prepare=prepare_all, **options).listening()
+        change = prepare_all if limits or prepare else None  # without, subprocess need not copy our memory: vfork
+        server = launch(command, prepare=change, **options).listening()
         if request.config.option.step:  # day 5 says so before it is true, until step 5
             wait_until(lambda: is_listening(server.port), "the listener")
         return server

@@ -45,24 +45,24 @@ def apply(diff, folder):
         path.write_text(text)
 
 
-def copy_broken(name, where):
-    """Copies the project to BUILD/WHERE/NAME, with what is built, and breaks the copy."""
+def build_broken(name, where, build):
+    """Copies what the server of its day is made of to BUILD/WHERE/NAME, with the bug, and builds it."""
     assert not os.path.isabs(os.environ.get("BUILD", "")), "BUILD must be a folder of the project"
-    copy = BUILD / where / name
+    copy, (fields, diff) = BUILD / where / name, read(name)
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build*", "__pycache__"))
-    shutil.copytree(BUILD, copy / BUILD.relative_to(ROOT), ignore=shutil.ignore_patterns("pitfalls*"))
-    apply(read(name)[1], copy)
-    return copy
+    for folder in ("common", next(ROOT.glob("day%02d-*" % int(fields["Day"]))).name):
+        shutil.copytree(ROOT / folder, copy / folder)
+    shutil.copy(ROOT / "Makefile", copy)
+    apply(diff, copy)
+    subprocess.run(["make", "-s", "-C", copy, "BUILD=%s" % build, "programs"], check=True,
+                   env={"CFLAGS": "-O0", **os.environ})
 
 
-def run_tests(folder, *tests, env=None):
-    """Runs tests of a copy, or of the project itself. They build what has to be built. Returns what
-    pytest says. All that they start ends with them, since a broken server may not."""
+def run_tests(*tests, env=None):
+    """Runs tests. Returns what pytest says. All that they start ends with them, since a broken server may not."""
     pytest = [sys.executable, "-m", "pytest"] if importlib.util.find_spec("pytest") else [ROOT / "tests/run"]
     with subprocess.Popen(
-            [*pytest, "-q", "--color=no", "--tb=short", "-rpfs", "-p", "no:cacheprovider",
-             *(folder / test for test in tests)],
+            [*pytest, "-q", "--color=no", "--tb=short", "-rpfs", "-p", "no:cacheprovider", *tests],
             cwd=ROOT, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, start_new_session=True) as run:
         try:
@@ -72,13 +72,16 @@ def run_tests(folder, *tests, env=None):
                 os.killpg(run.pid, signal.SIGKILL)
 
 
-def run_broken(name, where="pitfalls"):
-    """Breaks a server and runs the test that should notice. Returns what pytest says."""
-    return run_tests(copy_broken(name, where), read(name)[0]["Test"], env=IMPATIENT)
+def run_broken(*names, where="pitfalls"):
+    """Breaks a server, or several of different days, and runs the tests that should notice. Returns what pytest says."""
+    build = BUILD / where / names[0] / "build"
+    for name in names:
+        build_broken(name, where, build)
+    return run_tests(*(read(name)[0]["Test"] for name in names), env={**IMPATIENT, "BUILD": str(build)})
 
 
-def caught(report):
-    return re.search(r"^1 failed", report, re.M) is not None
+def caught(name, report):
+    return "\nFAILED %s" % read(name)[0]["Test"] in report
 
 
 # ---- For the reader
@@ -103,9 +106,9 @@ def show(name):
     print("\n" + coloured(diff), flush=True)
     report = run_broken(name)
     skipped = re.search(r"^SKIPPED .*?: (.*)$", report, re.M)
-    if os.environ.get("TRACE") or not caught(report) and not skipped:
+    if os.environ.get("TRACE") or not caught(name, report) and not skipped:
         print(report)
-    if not caught(report):
+    if not caught(name, report):
         print("not tried here: " + skipped[1] if skipped else "not caught")
         return 0 if skipped else 1
     print("%s fails: %s\n" % (fields["Test"].split("::")[1], in_words(report)))

@@ -443,6 +443,7 @@ def results(request, strace):
         fast.shutdown(cancel_futures=True)
 
 
+@pytest.mark.together
 @pytest.mark.parametrize("server, call", [
     pytest.param(server, call, id="%s-%s" % (server, call)) for server in SERVERS for call in calls_of(server)])
 def test_an_error_costs_at_most_the_client_that_is_concerned(server, call, results):

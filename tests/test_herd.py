@@ -11,7 +11,7 @@ import pytest
 
 import figures
 import herd
-from harness import (PATIENCE, ROOT, SANITIZED, failure, marked, program, status_of, still_running,
+from harness import (PATIENCE, ROOT, SANITIZED, failure, program, running_in_session, status_of,
                      wait_until)
 
 WAYS = ["accept", "poll", "epoll", "epoll-et", "shared", "shared-et", "exclusive", "reuseport", "mutex",
@@ -426,13 +426,13 @@ def test_make_herd_of_a_way_that_there_is_not():
 
 def test_make_herd_leaves_nothing_behind():
     """Ctrl-C in the middle: it says so, and all that it started ends."""
-    process = subprocess.Popen(["make", "-s", "-C", ROOT, "herd"], stdout=subprocess.DEVNULL, env=marked("herd"),
+    process = subprocess.Popen(["make", "-s", "-C", ROOT, "herd"], stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_until(lambda: still_running("herd").count("herd") > 5, "its workers")
+    wait_until(lambda: running_in_session(process.pid).count("herd") > 5, "its workers")
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=PATIENCE)
     assert "interrupted" in said
-    wait_until(lambda: not still_running("herd"), "all that it started to end")
+    wait_until(lambda: not running_in_session(process.pid), "all that it started to end")
 
 
 def test_make_switches(tmp_path):

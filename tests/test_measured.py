@@ -17,7 +17,7 @@ import figures
 import kernels
 import measuring
 import scale
-from harness import MIB, PATIENCE, ROOT, marked, still_running, wait_until
+from harness import MIB, PATIENCE, ROOT, running_in_session, wait_until
 from test_herd import WAYS, WHOLE_HERD
 
 FOLDER = ROOT / "tests" / "measured"
@@ -239,12 +239,12 @@ def test_interrupted(tmp_path):
     """Ctrl-C: it says so, and all that it started ends."""
     process = subprocess.Popen([sys.executable, ROOT / "tests" / "bench.py", "--quick"], text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-                               env={**marked("bench"), "MEASURED": str(tmp_path)})
-    wait_until(lambda: "barest" in still_running("bench"), "it to start a server")
+                               env={**os.environ, "MEASURED": str(tmp_path)})
+    wait_until(lambda: "barest" in running_in_session(process.pid), "it to start a server")
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1 and "interrupted" in said.splitlines()
-    wait_until(lambda: not still_running("bench"), "all that it started to end")
+    wait_until(lambda: not running_in_session(process.pid), "all that it started to end")
 
 
 # ---- make figures

@@ -102,6 +102,7 @@ def prose(page):
 SAVE = r"Save this as `([\w.]+)`"
 
 
+@functools.cache
 def of_a_step():
     """The lines where the blocks of steps begin."""
     return {change.line for day in steps.read().values() for step in day for change in step.changes}

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 
 import pytest
 
@@ -15,27 +16,35 @@ pitfalls = pytest.mark.parametrize("name", pitfall.NAMES)
 
 @pytest.fixture(scope="module")
 def reports(request):
-    """What pytest says of the tests that this run needs, with nothing broken, and a future of what it
-    says of each with its bug. Several run at a time, since a broken server mostly does nothing."""
+    """What pytest says of the tests that this run needs, with nothing broken, and for each bug a future of what it
+    says with it. One of each day has its turn in the same run of pytest, since each test is about one day's server;
+    and there are several runs at a time, since a broken server mostly does nothing."""
     if SANITIZED or musl():
         pytest.skip("this is about the tests, which are the same for all builds: make test does it")
     names = [item.callspec.params["name"] for item in request.session.items
              if item.function is test_is_caught]
-    good = pitfall.run_tests(ROOT, *sorted({pitfall.read(name)[0]["Test"] for name in names}))
-    with ThreadPoolExecutor(4) as pool:
-        # Not where make pitfall-NAME has its copies, which the other half of the tests may type just now.
-        yield good, {name: pool.submit(pitfall.run_broken, name, "pitfalls-tested") for name in names}
+    of_each_day = [[name for name in names if pitfall.read(name)[0]["Day"] == str(day)] for day in range(1, 6)]
+    with ThreadPoolExecutor(8) as pool:
+        good = pool.submit(pitfall.run_tests, *sorted({pitfall.read(name)[0]["Test"] for name in names}))
+        broken = {}
+        for together in zip_longest(*of_each_day):
+            together = list(filter(None, together))
+            # Not where make pitfall-NAME has its copies, which the other half of the tests may type just now.
+            report = pool.submit(pitfall.run_broken, *together, where="pitfalls-tested")
+            broken.update(dict.fromkeys(together, report))
+        yield good, broken
 
 
+@pytest.mark.together
 @pitfalls
 def test_is_caught(name, reports):
-    good, broken = reports
+    good, broken = reports[0].result(), reports[1]
     test = pitfall.read(name)[0]["Test"]
     if re.search("^SKIPPED", good, re.M) and "PASSED " + test not in good:
         pytest.skip("%s does not run here, with the bug or without" % test)
     assert "PASSED " + test in good
     report = broken[name].result()
-    assert pitfall.caught(report), report
+    assert pitfall.caught(name, report), report
 
 
 @pitfalls

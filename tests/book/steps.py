@@ -69,6 +69,7 @@ class Step:
         self.day, self.number, self.title, self.line = day, number, title, line
         self.changes = []
         self.promises = []  # the tests that pass from here on, and did not before
+        self.files = None  # as they are after it, once build was asked for them
 
 
 def read(path=NOTES):
@@ -110,6 +111,9 @@ def read(path=NOTES):
 
 # ---- A file in pieces
 
+STRING = re.compile(r'"(\\.|[^"\\])*"|\'(\\.|[^\'\\])*\'')
+
+
 def pieces(text):
     """The definitions of a C file, each with the comment above it: what blank lines separate, except
     within braces and comments."""
@@ -121,8 +125,7 @@ def pieces(text):
             piece = []
             continue
         piece.append(line)
-        code = re.sub(r'"(\\.|[^"\\])*"|\'(\\.|[^\'\\])*\'', "", line)
-        for token in re.findall(r"/\*|\*/|[{}]", code):
+        for token in re.findall(r"/\*|\*/|[{}]", STRING.sub("", line)):
             if token == "/*":
                 comment = True
             elif token == "*/":
@@ -147,9 +150,9 @@ DEFINITIONS = [
 
 def find(parts, name, where):
     """The index of the piece that defines name."""
-    code = [re.sub(r"(?<=\S) */\*.*?\*/", "", piece, flags=re.S) for piece in parts]
+    code = {i: re.sub(r"(?<=\S) */\*.*?\*/", "", piece, flags=re.S) for i, piece in enumerate(parts) if name in piece}
     for definition in DEFINITIONS:
-        found = [i for i, piece in enumerate(code) if re.search(definition % re.escape(name), piece, re.M)]
+        found = [i for i, piece in code.items() if re.search(definition % re.escape(name), piece, re.M)]
         if len(found) == 1:
             return found[0]
         if found:
@@ -274,18 +277,17 @@ def build(days, day, number):
     """The files after a step: {path: text}. Step 0 is where the day begins."""
     if day not in days or not 0 <= number <= len(days[day]):
         raise Wrong("%s has no step %d; make steps lists them" % (day, number))
-    files = {}
-    for each in sorted(days):
-        for step in days[each]:
-            if each == day and step.number > number:
-                break
-            for change in step.changes:
-                apply(files, change)
-        if each == day:
-            return files
-        for name in ALONE:
-            files.pop(name, None)
-    return files
+    if number == 0:
+        before = max((each for each in days if each < day), default=None)
+        files = build(days, before, len(days[before])) if before else {}
+        return {name: text for name, text in files.items() if name not in ALONE}
+    step = days[day][number - 1]
+    if step.files is None:
+        files = build(days, day, number - 1)
+        for change in step.changes:
+            apply(files, change)
+        step.files = files
+    return dict(step.files)
 
 
 def folder(day):

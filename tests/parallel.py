@@ -1,0 +1,113 @@
+"""--processes 8: most tests wait most of the time, so several are run at a time. When all are collected, processes
+are forked, each of which takes the next test as soon as it has done with one. What they report goes to the first
+process, which says of it what pytest always says."""
+
+import os
+from multiprocessing import connection
+
+import pytest
+
+
+class Parallel:
+    def __init__(self, processes):
+        self.processes = processes
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session):
+        if session.testsfailed or session.config.option.collectonly or len(session.items) < 2:
+            return None  # pytest's own loop says what there is to say
+        session.config._tmp_path_factory.getbasetemp()  # one folder for all of them
+        queue = queue_of(range(len(portions(session.items))))
+        working = dict(start_worker(session, queue) for _ in range(min(self.processes, len(session.items))))
+        done = 0
+        try:
+            while working:
+                for reports in connection.wait(list(working)):
+                    try:
+                        done += tell(session.config, reports.recv())
+                    except EOFError:
+                        os.waitpid(working.pop(reports), 0)
+        finally:  # after Ctrl-C, which they have heard, too
+            for pid in working.values():
+                os.waitpid(pid, 0)
+        if done < len(session.items):
+            raise session.Failed("a process ended before its tests: %d of %d are done" % (done, len(session.items)))
+        return True
+
+
+def portions(items):
+    """What one process does in a go: a test, or all of those with the mark together that differ in their parameters
+    alone. These come first, since they take long."""
+    found = {}
+    for item in items:
+        found.setdefault(item.function if item.get_closest_marker("together") else item.nodeid, []).append(item)
+    return sorted(found.values(), key=len, reverse=True)
+
+
+def queue_of(numbers):
+    """A pipe with these numbers in it, from which each process reads the next. At their end is the end of file."""
+    reader, writer = os.pipe()
+    os.write(writer, b"".join(number.to_bytes(2, "big") for number in numbers))
+    os.close(writer)
+    return reader
+
+
+def take(session, queue):
+    work = portions(session.items)
+    while number := os.read(queue, 2):
+        yield from work[int.from_bytes(number, "big")]
+
+
+def start_worker(session, queue):
+    """Returns where its reports come from, and its pid."""
+    reports, send = connection.Pipe(duplex=False)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            reports.close()
+            run(session, queue, send)
+            status = 0
+        finally:
+            os._exit(status)  # the rest of pytest is the first process's
+    send.close()
+    return reports, pid
+
+
+class Teller:
+    """Sends each report, in the place of the one that prints them."""
+
+    def __init__(self, config, send):
+        self.config, self.send = config, send
+
+    def pytest_runtest_logreport(self, report):
+        self.send.send(self.config.hook.pytest_report_to_serializable(config=self.config, report=report))
+
+
+def run(session, queue, send):
+    """Runs tests until there is no other. pytest wants to know the next one, and keeps the fixtures that it needs."""
+    config = session.config
+    config.pluginmanager.unregister(name="terminalreporter")
+    config.pluginmanager.register(Teller(config, send))
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    capture.stop_global_capturing()  # of all processes into one file
+    capture.start_global_capturing()
+    tests = take(session, queue)
+    test = next(tests, None)
+    try:
+        while test:
+            following = next(tests, None)
+            config.hook.pytest_runtest_protocol(item=test, nextitem=following)
+            test = following
+    finally:
+        config.hook.pytest_sessionfinish(session=session, exitstatus=0)  # ends what is left of fixtures
+
+
+def tell(config, data):
+    """Reports what a process has sent. Whether it was the last of a test."""
+    report = config.hook.pytest_report_from_serializable(config=config, data=data)
+    config.hook.pytest_runtest_logreport(report=report)
+    if report.when != "teardown":
+        return False
+    config.hook.pytest_runtest_logfinish(nodeid=report.nodeid, location=report.location)
+    return True
