@@ -127,13 +127,16 @@ bench: programs ## bench [QUICK=1]: our servers beside libev, libuv and libevent
 scale: programs ## scale [QUICK=1]: what idle clients cost, select against epoll (two minutes)
 	@tests/scale.py $(if $(QUICK),--quick)
 
+modes: programs ## modes [QUICK=1]: day 5's modes side by side, also when a worker hangs or dies (four minutes)
+	@tests/modes.py $(if $(QUICK),--quick)
+
 kernels: ## kernels [QUICK=1]: the laboratory on the kernels of Debian 11 to sid, emulated (three minutes)
 	@tests/kernels.py $(if $(QUICK),--quick)
 
 balance: $(BUILD)/day05/server ## balance [QUICK=1]: day 5 on three machines behind HAProxy, as root (two minutes)
 	@tests/balance.py $(if $(QUICK),--quick)
 
-figures: ## figures [FROM=build/measured]: draw what herd, switches, scale, bench, kernels and balance have measured
+figures: ## figures [FROM=build/measured]: draw what herd, switches, scale, bench, modes, kernels and balance have measured
 	@tests/figures.py $(FROM)
 
 test: programs ## test: run the tests of the servers and of all else that is here
@@ -177,4 +180,4 @@ help: ## help: show this
 	@echo "  with V=1 you see how the compiler is called"
 	@echo "  with SAN=1 any of these uses AddressSanitizer, with CC=clang another compiler"
 
-.PHONY: all programs client steps test-book herd switches bench scale kernels balance figures test check exercises pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))
+.PHONY: all programs client steps test-book herd switches bench scale modes kernels balance figures test check exercises pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))

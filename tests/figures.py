@@ -20,9 +20,9 @@ import kernels
 from harness import ROOT
 from measuring import MEASURED
 
-GREY, BLUE, ORANGE = "#787878", "#3b82d0", "#d9701a"
+GREY, BLUE, ORANGE, GREEN = "#787878", "#3b82d0", "#d9701a", "#3a9a5b"
 COMMANDS = {"herd": "make herd", "herd-delay": "make herd DELAY=100", "switches": "make switches",
-            "scale": "make scale", "bench": "make bench", "kernels": "make kernels",
+            "scale": "make scale", "bench": "make bench", "modes": "make modes", "kernels": "make kernels",
             "balance": "make balance"}
 
 
@@ -128,6 +128,57 @@ def buffer_table(data):
                      for size, cpu in data["buffers"].items()])
 
 
+def with_range(values, form):
+    return "%s (%s to %s)" % tuple(form % value for value in (median(values), min(values), max(values)))
+
+
+def busiest(data, mode, load):
+    """For each round, how many times its fair share the busiest worker got."""
+    return [max(got) * len(got) / sum(got) for got in data["modes"][mode][load]["got"]]
+
+
+def clients_of_each(data, mode, load):
+    """In the round that is in the middle, if the rounds are sorted by the busiest worker."""
+    rounds = sorted(data["modes"][mode][load]["got"], key=max)
+    return " ".join(map(str, rounds[len(rounds) // 2]))
+
+
+def modes_table(data):
+    modes = data["modes"]
+
+    def row(what, load, figure, form, ranges=False):
+        values = [modes[mode][load][figure] for mode in modes]
+        return [what, *(with_range(each, form) if ranges else form % median(each) for each in values)]
+
+    rows = []
+    for load, title in (("one by one", "%d, one by one" % data["clients"]), ("burst", "%d in a burst" % data["clients"])):
+        rows += [["**%s**: clients of each worker" % title, *(clients_of_each(data, mode, load) for mode in modes)],
+                 ["the busiest one's, times its fair share",
+                  *(with_range(busiest(data, mode, load), "%.2f") for mode in modes)],
+                 row("wake-ups for a newcomer", load, "woken", "%.2f"),
+                 row("CPU for a newcomer, us", load, "cpu", "%.1f", ranges=True)]
+    for load, title in (("quiet", "each comes, says a byte and leaves"), ("hang", "the same, and a worker hangs")):
+        rows += [row("**%s**: wait, median, ms" % title, load, "median", "%.2f"),
+                 row("99th percentile, ms", load, "p99", "%.2f"), row("worst, ms", load, "worst", "%.2f", ranges=True)]
+        if load == "quiet":
+            rows.append(row("CPU for such a client, us", load, "cpu", "%.1f", ranges=True))
+    rows += [row("**a worker hangs and dies**: newcomers lost", "dying", "lost", "%.1f", ranges=True),
+             row("**the busiest dies**: its clients, lost", "one by one", "gone", "%.0f", ranges=True)]
+    if data["migrated"]:
+        rows.insert(-1, ["the same with `tcp_migrate_req` = 1", *["-"] * (len(modes) - 1),
+                         with_range(data["migrated"], "%.1f")])
+    return markdown(["load and figure", *modes], rows)
+
+
+def herds_table(data):
+    ways = data["herds"]
+    return markdown(
+        ["workers", *("%s: %s" % (way, what) for what in ("woken", "CPU, us", "delay, us") for way in ways)],
+        [[workers, *(form % median(ways[way][workers][figure])
+                     for figure, form in (("woken", "%.1f"), ("cpu", "%.0f"), ("delay", "%.0f")) for way in ways)]
+         for workers in next(iter(ways.values()))])
+
+
 def by_version(data):
     return sorted(data["kernels"].values(), key=lambda kernel: list(map(int, kernel["version"].split("."))))
 
@@ -169,6 +220,7 @@ TABLES = {
     "switches": (["switches"], [switches_table]),
     "scale": (["scale"], [scale_table]),
     "bench": (["bench"], [echo_table, other_table, buffer_table]),
+    "modes": (["modes"], [modes_table, herds_table]),
     "kernels": (["kernels"], [kernels_table, masks_table, differences_table]),
     "balance": (["balance"], [balance_table]),
 }
@@ -176,9 +228,8 @@ TABLES = {
 
 # ---- Figures
 
-def canvas(plt, columns=1, height=3.2):
-    figure, axes = plt.subplots(1, columns, figsize=(8, height), layout="constrained", squeeze=False,
-                                sharey=columns > 1)
+def canvas(plt, columns=1, height=3.2, sharey=True):
+    figure, axes = plt.subplots(1, columns, figsize=(8, height), layout="constrained", squeeze=False, sharey=sharey)
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes[0]
@@ -254,6 +305,37 @@ def draw_bench(plt, data):
     return figure
 
 
+def draw_modes(plt, data):
+    figure, (spread, wait, price) = canvas(plt, 3, sharey=False)
+    modes, workers = list(data["modes"]), data["workers"]
+    colors, widths = dict(zip(modes, (ORANGE, BLUE, GREEN))), dict(zip(modes, (4, 1.5, 1.5)))  # one lies on another
+    for place, mode in enumerate(modes):
+        columns = [place * (workers + 1) + i for i in range(workers)]
+        counts = {load: list(map(int, clients_of_each(data, mode, load).split())) for load in ("one by one", "burst")}
+        spread.bar(columns, counts["one by one"], color=colors[mode])
+        spread.plot(columns, counts["burst"], "_", color=GREY, markersize=9, markeredgewidth=2)
+        wait.plot(data["modes"][mode]["hang"]["percentiles"], color=colors[mode], linewidth=widths[mode], label=mode)
+    spread.axhline(data["clients"] / workers, color=GREY, linestyle="--", linewidth=1)
+    spread.set_xticks([place * (workers + 1) + (workers - 1) / 2 for place in range(len(modes))], modes,
+                      fontsize=9)
+    spread.set_title("clients of each worker")
+    spread.set_xlabel("%d, one by one\n(marks: in a burst)" % data["clients"])
+    wait.set_xlim(75, 100)
+    wait.set_title("first echo while a worker hangs")
+    wait.set_xlabel("% of the clients, the fastest first")
+    wait.set_ylabel("ms")
+    wait.legend()
+    for way, rows in data["herds"].items():
+        price.plot([int(count) for count in rows], [median(row["cpu"]) for row in rows.values()], "o-", markersize=4,
+                   color=colors[way])
+    price.set_xticks([int(count) for count in rows if int(count) == 1 or int(count) > 8])
+    price.set_ylim(bottom=0)
+    price.set_title("CPU for a newcomer")
+    price.set_xlabel("workers")
+    price.set_ylabel("us")
+    return figure
+
+
 def draw_balance(plt, data):
     figure, axes = canvas(plt, 2)
     for axis, (algorithm, curves) in zip(axes, data["curves"].items()):
@@ -275,7 +357,7 @@ def draw_balance(plt, data):
 
 
 DRAW = {"herd": draw_herd, "switches": draw_switches, "scale": draw_scale, "bench": draw_bench,
-        "balance": draw_balance}
+        "modes": draw_modes, "balance": draw_balance}
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "echo", "font.family": "sans-serif", "font.size": 10,
     "axes.titlesize": 10, "legend.frameon": False, "savefig.transparent": True,

@@ -48,6 +48,14 @@ def running(command):
         server.kill()
 
 
+def spread(server):
+    """How many clients each worker of day 5's has, by its process: {pid: clients}, the busiest first."""
+    counts = {pid: len([fd for fd in os.listdir("/proc/%d/fd" % pid)
+                        if os.readlink("/proc/%d/fd/%s" % (pid, fd)).startswith("socket:")]) - 1  # the listener
+              for pid in server.processes()[1:]}
+    return dict(sorted(counts.items(), key=lambda each: each[1], reverse=True))
+
+
 # ---- Load
 
 def with_redis_benchmark(server, requests, clients=50, keep_alive=True):

@@ -15,7 +15,7 @@ import resource
 import sys
 from statistics import median
 
-from measuring import (REDIS_BENCHMARK, Crowd, main, program, progress, running, save,
+from measuring import (REDIS_BENCHMARK, Crowd, main, program, progress, running, save, spread,
                        with_redis_benchmark)
 
 WORKERS = 4
@@ -32,13 +32,6 @@ def steps(name):
     return [count for count in IDLE if count <= min(MOST[name], room)]
 
 
-def spread(server):
-    """How many clients each worker has, the busiest first."""
-    return sorted((len([fd for fd in os.listdir("/proc/%d/fd" % pid)
-                        if os.readlink("/proc/%d/fd/%s" % (pid, fd)).startswith("socket:")]) - 1
-                   for pid in server.processes()[1:]), reverse=True)
-
-
 def measure(name, counts, requests, found, tell):
     """All the steps, once. Adds to found[idle], a list for each kind of figure."""
     with running([program(name), *OPTIONS[name], "0"]) as server, Crowd(server) as crowd:
@@ -50,7 +43,7 @@ def measure(name, counts, requests, found, tell):
             row["cpu"].append(echo["cpu"] * 1e6)
             row["median"].append(echo["median"])
             row["p99"].append(echo["p99"])
-        return spread(server) if name == "day05" else None
+        return list(spread(server).values()) if name == "day05" else None
 
 
 def print_table(title, found, cell):

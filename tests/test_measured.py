@@ -16,6 +16,7 @@ import bench
 import figures
 import kernels
 import measuring
+import modes
 import scale
 from harness import MIB, PATIENCE, ROOT, running_in_session, wait_until
 from test_herd import WAYS, WHOLE_HERD
@@ -31,6 +32,8 @@ def test_the_data_come_from_whole_runs():
     """Not from make bench QUICK=1, nor from a run that left somebody out."""
     assert {name: data["command"] for name, data in DATA.items()} == figures.COMMANDS
     assert list(DATA["bench"]["figures"]["cpu"]) == ["barest", *bench.DAYS, *bench.LIBRARIES]
+    assert list(DATA["modes"]["modes"]) == modes.MODES and len(DATA["modes"]["migrated"]) == modes.ROUNDS
+    assert [list(map(int, rows)) for rows in DATA["modes"]["herds"].values()] == [modes.HERDS] * len(modes.WAYS)
     assert list(DATA["kernels"]["kernels"]) == [*kernels.RELEASES, kernels.HERE]
 
 
@@ -88,6 +91,35 @@ def test_the_notes_are_right_about_other_kernels():
         assert oldest == ("0" if group == "wchan" else "some are reset") and oldest not in others
 
 
+def each(load, what):
+    """In each mode, the median of a figure of make modes."""
+    return [median(DATA["modes"]["modes"][mode][load][what]) for mode in modes.MODES]
+
+
+def times(these, those):
+    """The median of what each round says: what disturbs a round disturbs all that takes turns in it."""
+    return median(one / other for one, other in zip(these, those))
+
+
+def times_exclusive(load, mode):
+    rows = DATA["modes"]["modes"]
+    return times(rows[mode][load]["cpu"], rows["exclusive"][load]["cpu"])
+
+
+def herd(workers, what):
+    """In the laboratory: that of way epoll, times that of exclusive."""
+    epoll, exclusive = (DATA["modes"]["herds"][way][str(workers)][what] for way in modes.WAYS)
+    return times(epoll, exclusive)
+
+
+def even(load):
+    return [median(figures.busiest(DATA["modes"], mode, load)) for mode in modes.MODES]
+
+
+def uneven(load):
+    return [max(figures.busiest(DATA["modes"], mode, load)) for mode in modes.MODES]
+
+
 def quoted():
     """The sentences of the notes that have figures in them, made from the data."""
     yield ("Beside a thousand idle clients an echo costs `select` %.0f times the CPU, and takes %.0f times as "
@@ -117,6 +149,51 @@ def quoted():
            "16 KiB. With 128 KiB it would be %.2f times that with 64."
            % (buffers[64] / buffers[4], buffers[64] / buffers[16], buffers[128] / buffers[64]))
     yield from quoted_of_machines()
+    yield from quoted_of_modes()
+
+
+def quoted_of_modes():
+    yield ("Of clients that come one by one, the busiest of the four workers has %.2f times its fair share in mode "
+           "`epoll`, %.2f times in `exclusive`, and %.2f times in `reuseport`." % tuple(even("one by one")))
+    yield ("In a burst it has %.2f, %.2f and %.2f times that share, in the worst of %d rounds."
+           % (*uneven("burst"), DATA["modes"]["rounds"]))
+    woken = each("one by one", "woken")
+    yield ("In mode `epoll` a newcomer that finds all workers asleep wakes %.0f of them, and costs %.1f times the CPU "
+           "that it costs in `exclusive`, where it wakes %.0f." % (woken[0], times_exclusive("one by one", "epoll"), woken[1]))
+    yield ("A whole client, with its echo and its end, costs %.2f times as much in `epoll` as in `exclusive`, and %.2f "
+           "times as much in `reuseport`." % (times_exclusive("quiet", "epoll"), times_exclusive("quiet", "reuseport")))
+    yield ("With 64 workers a newcomer costs %.0f times the CPU in the laboratory's way `epoll` that it costs in "
+           "`exclusive`, and waits %.1f times as long for its `accept`; with two it costs %.1f times the CPU."
+           % (herd(64, "cpu"), herd(64, "delay"), herd(2, "cpu")))
+    yield ("One client in a hundred waits %.1f ms or longer for its first echo in mode `reuseport`, %.1f in `exclusive` "
+           "and %.1f in `epoll`." % tuple(reversed(each("hang", "p99"))))
+    lost = each("dying", "lost")
+    yield ("With each worker that hangs and is then killed, %.1f newcomers are lost in mode `reuseport`, %.1f if "
+           "`net.ipv4.tcp_migrate_req` is 1, and %.1f in `exclusive`." % (lost[2], median(DATA["modes"]["migrated"]), lost[1]))
+    yield ("When the busiest worker is killed, %.0f of the 400 clients are lost in mode `epoll`, %.0f in `exclusive` and "
+           "%.0f in `reuseport`." % tuple(each("one by one", "gone")))
+
+
+def test_what_is_recommended_follows_from_the_data():
+    """The prose says it without figures. New data that contradict it need other words, not only other numbers."""
+    epoll, exclusive, reuseport = range(3)
+    slow, burst, woken = even("one by one"), uneven("burst"), each("one by one", "woken")
+    assert slow[exclusive] < 1.05 and slow[reuseport] < 1.2 < slow[epoll]
+    assert slow[exclusive] + 0.1 < burst[exclusive] and burst[reuseport] < burst[exclusive]
+    assert woken[epoll] > 3.9 and woken[exclusive] < 1.1 and woken[reuseport] < 1.1
+    for load in ("one by one", "quiet"):
+        assert times_exclusive(load, "reuseport") < 1 < times_exclusive(load, "epoll")
+    alone = DATA["modes"]["herds"]["exclusive"]
+    assert 1 < herd(2, "cpu") < herd(8, "cpu") < herd(64, "cpu") and times(alone["64"]["cpu"], alone["1"]["cpu"]) < 1.5
+    quiet, hang = each("quiet", "p99"), each("hang", "p99")
+    assert max(hang[:2]) < 3 and max(hang[:2]) < 3 * max(quiet[:2]) and hang[reuseport] > 1000 * modes.HANG / 2
+    late = [sum(wait > 1 for wait in DATA["modes"]["modes"][mode]["hang"]["percentiles"]) for mode in modes.MODES]
+    assert late[reuseport] == pytest.approx(100 / 8, abs=2.5) and max(late[:2]) < 2
+    lost = each("dying", "lost")
+    assert lost[reuseport] == pytest.approx(modes.HANG / modes.APART / modes.WORKERS, rel=0.3)
+    assert median(DATA["modes"]["migrated"]) == 0 and max(lost[:2]) < 0.5
+    assert each("one by one", "gone") == [median(map(max, DATA["modes"]["modes"][mode]["one by one"]["got"]))
+                                          for mode in modes.MODES]
 
 
 def played(event, what, algorithm=None):
@@ -214,6 +291,40 @@ def test_scale(capsys):
     assert workers[0] is None and len(workers[1]) == scale.WORKERS and sum(workers[1]) == 100
     scale.print_table("CPU", found, scale.cpu_cell)
     assert re.search(r"^ +100( +[\d.]+ x[\d.]+){2}$", capsys.readouterr().out, re.M)
+
+
+def test_modes(monkeypatch, capsys):
+    """A round, in the mode in which a worker that hangs and dies is noticed."""
+    monkeypatch.setattr(modes, "MODES", ["reuseport"])
+    found = {"modes": {}, "migrated": [], "herds": {}}
+    modes.measure(found, 24, 10, [1, 3], 4, lambda text: None)
+    loads = found["modes"]["reuseport"]
+    for load in ("one by one", "burst"):
+        got, = loads[load]["got"]
+        assert len(got) == modes.WORKERS and sum(got) == 24 and loads[load]["gone"] == [max(got)]
+    assert loads["one by one"]["woken"][0] >= 1  # in a burst, one that is awake may take several
+    assert loads["hang"]["worst"][0] > 1000 * modes.HANG / 4
+    assert loads["dying"]["lost"][0] > 0
+    assert all(values[0] > 0 for load in ("quiet", "hang") for values in (loads[load]["cpu"], loads[load]["median"]))
+    for way in modes.WAYS:
+        assert list(found["herds"][way]) == ["1", "3"] and found["herds"][way]["3"]["woken"][0] >= 1
+    if found["migrated"] is None:
+        assert "tcp_migrate_req=1 is left out: " in capsys.readouterr().out
+    else:
+        assert found["migrated"][0] < loads["dying"]["lost"][0]
+
+
+def test_modes_without_a_network_of_its_own(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert modes.die_with_migration() is None
+    assert re.fullmatch("tcp_migrate_req=1 is left out: .*unshare.*not found\n", capsys.readouterr().out)
+
+
+def test_tables_of_modes_on_a_terminal(capsys):
+    modes.show(figures.modes_table(DATA["modes"]))
+    head, first, *_ = capsys.readouterr().out.strip().splitlines()
+    assert head.split()[-3:] == modes.MODES and "*" not in first
+    assert head.index("exclusive") == first.index(figures.clients_of_each(DATA["modes"], "exclusive", "one by one"))
 
 
 def test_a_quick_run_does_not_replace_a_whole_one(monkeypatch, tmp_path):
