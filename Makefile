@@ -127,6 +127,9 @@ test: programs ## test: run the tests of the servers and of all else that is her
 test-book: programs ## test-book: type every session of the notes, and test every step on its own and on the one before
 	@tests/parts.py -m book
 
+book: ## book: make a site of the notes, with the code of each step beside them, in build/book
+	@tests/book/page.py $(BUILD)/book
+
 check: ## check SERVER='./mine {port}' [DAY=1] [TEST=bytes]: hold a server of yours to the contract, as far as a day promises it
 	@[ -n "$(SERVER)" ] || { echo "check: which one? make check SERVER='./mine {port}'"; exit 2; }
 	@tests/run -q tests/test_contract.py --server '$(SERVER)' $(if $(DAY),--day $(DAY)) $(if $(TEST),-k '$(TEST)')
@@ -155,4 +158,4 @@ help: ## help: show this
 	@echo "  with V=1 you see how the compiler is called"
 	@echo "  with SAN=1 any of these uses AddressSanitizer, with CC=clang another compiler"
 
-.PHONY: all programs client steps test-book herd switches bench scale figures test check pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))
+.PHONY: all programs client steps test-book book herd switches bench scale figures test check pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))

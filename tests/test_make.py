@@ -24,7 +24,7 @@ def make(*arguments, **options):
 def test_help_names_what_there_is():
     text = make("help").stdout
     for target in ("all", "dayNN", "run-dayNN", "client", "diff-dayNN", "steps", "herd", "switches", "bench", "scale",
-                   "figures", "test", "test-dayNN", "check", "pitfall-NAME", "pitfalls", "lint", "clean",
+                   "figures", "test", "book", "test-dayNN", "check", "pitfall-NAME", "pitfalls", "lint", "clean",
                    "help"):
         assert "  make " + target in text
 

@@ -84,3 +84,22 @@ def recall(folder, text):
     path = transcript(folder, text)
     kept = json.loads(path.read_text()) if path.exists() else {"system": None, "saw": None}
     return kept["system"], kept["saw"]
+
+
+def shorten(came, expected, more):
+    """What came, or if that is much, its ends, the lines that the notes show of it, and their neighbours."""
+    lines = came.strip("\n").split("\n")
+    if len(lines) <= 24:
+        return "\n".join(lines)
+    wanted, at = {0, 1, 2, len(lines) - 1}, 0
+    for line in filter(lambda line: line.strip(". "), expected):
+        shape = re.compile(".*?".join(" +".join(map(re.escape, part.split(" "))) for part in line.split("...")))
+        there = next((i for i in range(at, len(lines)) if shape.fullmatch(lines[i].rstrip())), None)
+        if there is not None:
+            at = there + 1
+            wanted.update(range(max(there - 2, 0), min(there + 3, len(lines))))
+    result, last = [], -1
+    for i in sorted(wanted):
+        result += ([more % (i - last - 1)] if i > last + 1 else []) + [lines[i]]
+        last = i
+    return "\n".join(result)
