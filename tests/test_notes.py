@@ -100,7 +100,7 @@ class Terminal:
         flags[3] |= termios.ISIG | termios.ICANON  # but Ctrl-C and Ctrl-D do what they do,
         flags[3] |= termios.NOFLSH  # and Ctrl-C does not swallow what is being printed
         termios.tcsetattr(slave, termios.TCSANOW, flags)
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
         environment = {**READER, "PS1": self.prompt, "PS2": "", "TERM": "dumb", "LC_ALL": "C.UTF-8"}
         self.shell = subprocess.Popen(
             ["bash", "--norc", "--noprofile", "--noediting", "-i"], stdin=slave, stdout=slave, stderr=slave,
@@ -122,10 +122,13 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def read(self, seconds):
-        if select.select([self.master], [], [], seconds)[0]:
+        """Whether there was something."""
+        there = bool(select.select([self.master], [], [], seconds)[0])
+        if there:
             text = os.read(self.master, 1 << 16).decode(errors="replace")
             text = re.sub("\x1b\\[[0-9;]*[mK]", "", self.seen + text)  # without colours,
             self.seen = re.sub("[^\n]*\r(?!\n)", "", text)  # or what was written over
+        return there
 
     def wait(self, condition):
         """Until condition() is true; whether it came to that."""
@@ -138,6 +141,9 @@ class Terminal:
 
     def record(self):
         """What it has printed by now came of its last action."""
+        for _ in range(100):  # some print without end
+            if not self.read(0):
+                break
         if self.last:
             self.last.saw += self.seen[self.told:].replace(self.prompt, "")
         self.told = len(self.seen)
@@ -176,7 +182,7 @@ def tty_of_ours(slave):
 def asleep(process):
     try:
         with open("/proc/%d/stat" % process, encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "Rt"  # t: strace has stopped it
+            return file.read().rpartition(")")[2].split()[0] not in "RDt"  # D: it waits for a disk, t: for strace
     except OSError:
         return True  # it has ended
 
