@@ -100,7 +100,7 @@ class Terminal:
         flags[3] |= termios.ISIG | termios.ICANON  # but Ctrl-C and Ctrl-D do what they do,
         flags[3] |= termios.NOFLSH  # and Ctrl-C does not swallow what is being printed
         termios.tcsetattr(slave, termios.TCSANOW, flags)
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 64, 0, 0))
         environment = {**READER, "PS1": self.prompt, "PS2": "", "TERM": "dumb", "LC_ALL": "C.UTF-8"}
         self.shell = subprocess.Popen(
             ["bash", "--norc", "--noprofile", "--noediting", "-i"], stdin=slave, stdout=slave, stderr=slave,

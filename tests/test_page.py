@@ -64,7 +64,7 @@ class Browser:
             if port := re.search(r"started successfully on port (\d+)", line):
                 self.address += port[1]
                 break
-        options = {"args": ["--headless=new", "--no-sandbox", "--hide-scrollbars", "--force-device-scale-factor=1"]}
+        options = {"args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars", "--force-device-scale-factor=1"]}
         self.address += "/session/" + self.call("/session", capabilities={"alwaysMatch": {
             "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}})["sessionId"]
 

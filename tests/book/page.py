@@ -52,7 +52,9 @@ PAGES = {"how-to-read": "index", "words": "index", "a-connection-seen-from-both-
 WORDS = {"en": {
     "contents": "Contents", "prev": "Previous", "next": "Next", "language": "Language", "skip": "Skip to the text",
     "beside": "The code at this step", "file": "The file", "whole": "Whole file", "step": "This step",
-    "day": "Since yesterday", "none": "There is no code yet.", "same": "This step leaves the file as it is.",
+    "day": "Since yesterday", "none": "There is no code yet. From the first step on, the files stand here as they are at the step that you read, and the "
+    "lines that are new with it are marked. “This step” also shows the lines that go. The button beside a caption leads to its lines.",
+     "same": "This step leaves the file as it is.",
     "lines": "Show in the file", "here": "A link to here", "drawing": "A drawing of what the text says",
     "session": "A session", "every": "All", "terminal": "Terminal", "play": "Play", "rest": "Show all", "copy": "Copy",
     "copied": "Copied", "key": "Ctrl-%s", "more": "… %d lines …", "notes": "as in the notes", "seen": "as printed by %s",
@@ -406,10 +408,10 @@ class Page:
             if action.terminal != last:
                 result.append('</div><div class="turn" data-terminal="%d">' % (last := action.terminal))
             if action.what != ":":
-                result.append({"$": '<p class="command">$ <kbd>%s</kbd></p>', ">": "<p><kbd>%s</kbd></p>"}.get(
+                result.append({"$": '<p class="command">$ <kbd>%s</kbd></p>', ">": "<p>&gt; <kbd>%s</kbd></p>"}.get(
                     action.what, '<p><kbd class="key">%s</kbd></p>') % escape(action.text or self.words["key"] % action.what))
             if came.strip():
-                result.append("<samp>%s</samp>" % escape(came.strip("\n")))
+                result.append("<samp%s>%s</samp>" % (' class="table"' * bool(re.search(r"\S {3,}\S", came)), escape(came.strip("\n"))))
         return ('<figure class="terminal" aria-label="%s"><figcaption>%s</figcaption><div class="screen" tabindex="0">%s</div></div>'
                 '</figure>\n') % (self.words["session"], self.words["seen"] % system if system else self.words["notes"],
                                   "".join(result)[6:])
