@@ -1,6 +1,5 @@
-/* The files beside the text: they are shown as they stand at the step that is being read, and change while the
- * reader scrolls. And terminals that play. Without this program the page has all of it as well: the code and the
- * sessions stand where the notes have them. */
+/* The files beside the text, as they stand at the step that is being read, and terminals that play. Without this
+ * program the page has all of it as well: the code and the sessions stand where the notes have them. */
 "use strict";
 
 const find = (query, from = document) => from.querySelector(query);
@@ -17,10 +16,7 @@ function make(tag, properties, ...children) {
 
 const button = (text, onclick, title = "") => make("button", { type: "button", onclick, title }, text);
 
-function press(buttons, pressed) {
-    for (const each of buttons)
-        each.setAttribute("aria-pressed", each === pressed);
-}
+const press = (buttons, pressed) => [...buttons].forEach(each => each.setAttribute("aria-pressed", each === pressed));
 
 /* ---- The files after each step ----------------------------------------------------------------- */
 
@@ -63,7 +59,8 @@ function compare(before, after) {
 
 const states = book && build(book.steps);
 const at = { section: null, step: 0, block: 0, file: undefined, mode: "whole" };
-const listing = make("div", { className: "listing", tabIndex: 0 }), tabs = make("div", { className: "tabs" });
+const listing = make("div", { className: "listing", tabIndex: 0, role: "region", ariaLabel: words.file });
+const tabs = make("div", { className: "tabs" });
 
 /* What is to be shown. null: some lines are left out here. */
 function rows_to_show() {
@@ -73,6 +70,7 @@ function rows_to_show() {
     rows.forEach((row, i) => {
         const before = rows[i - 1], brought = row.line.step === at.step && row.line.block;
         row.focus = at.block > 0 && (row.sign === "go" ? now.gone.get(row.line) : brought) === at.block;
+        row.now = row.sign === "come" && row.line.step === at.step;
         row.number = row.sign === "go" ? "" : ++number;
         if (at.mode === "whole" && before?.sign === "go" && row.sign !== "go") { /* the place where lines have gone */
             row.gap = true;
@@ -85,40 +83,35 @@ function rows_to_show() {
     return rows.flatMap((row, i) => near.has(i) ? [row] : near.has(i - 1) ? [null] : []);
 }
 
+/* In a line @k…$ is a keyword, @c…$ a comment, @s…$ a string or a number, @a…$ a name. */
 function html_of(row) {
-    const names = book.names[at.file] ?? book.names.server, { line, sign, number, focus, gap } = row ?? {};
     if (!row)
         return '<div class="row">⋯</div>';
-    return `<div class="row ${sign}${focus ? " focus" : ""}${gap ? " gap" : ""}" data-number="${number}">` +
-        line.html.replace(/«(.)(.*?)»/g, (_, kind, text) => kind === "a"
-            ? `<a tabindex="-1" href="${address(names[text])}">${text}</a>` : `<c- ${kind}>${text}</c->`) + "</div>";
+    const tags = { k: "b", c: "i", s: "c-" };
+    const names = book.names[at.file] ?? book.names.server, kinds = ["now", "focus", "gap"].filter(kind => row[kind]);
+    return `<div class="${["row", row.sign, ...kinds].join(" ")}" data-number="${row.number}">` +
+        row.line.html.replace(/@(.)(.*?)\$/g, (_, kind, text) => kind === "a"
+            ? `<a tabindex="-1" href="${names[text]}">${text}</a>` : `<${tags[kind]}>${text}</${tags[kind]}>`) + "</div>";
 }
 
-/* "2.3.1" is the first block of step 3 of day 2. */
-function address(place) {
-    const [day, step, block] = place.split(".");
-    return `${find("section").id === "day-" + day ? "" : `day-${day}.html`}#day-${day}-step-${step}-${block}`;
-}
-
-function in_sight(element) {
-    const { top, bottom } = element.getBoundingClientRect(), box = listing.getBoundingClientRect();
-    return bottom > box.top && top < box.bottom;
+/* The rows that can be seen, with where they are. */
+function in_sight() {
+    const box = listing.getBoundingClientRect();
+    return [...listing.children].map(element => ({ element, top: element.getBoundingClientRect().top }))
+        .filter(({ element, top }) => element.line && top > box.top - 20 && top < box.bottom);
 }
 
 /* Shows the file, and scrolls it as little as it takes to see what has changed. */
 function draw() {
     if (!states || !wide.matches)
         return;
-    const before = new Map(), same = listing.dataset.file === at.file, scrolled = same ? listing.scrollTop : 0;
-    for (const element of listing.children)
-        if (element.line && in_sight(element))
-            before.set(element.line, { element, top: element.getBoundingClientRect().top });
-    const rows = rows_to_show();
+    const same = listing.dataset.file === at.file, scrolled = same ? listing.scrollTop : 0;
+    const before = new Map(in_sight().map(seen => [seen.element.line, seen])), rows = rows_to_show();
     listing.innerHTML = rows.map(html_of).join("") || `<p>${at.file ? words.same : words.none}</p>`;
     rows.forEach((row, i) => { listing.children[i].line = row?.line; });
     listing.dataset.file = at.file;
     listing.scrollTop = scrolled;
-    const target = find(".focus", listing) ?? find(".come, .go, .gap", listing), height = listing.clientHeight;
+    const target = find(".focus", listing) ?? find(".now, .gap", listing), height = listing.clientHeight;
     if (target && (target.offsetTop < scrolled + height * 0.1 || target.offsetTop > scrolled + height * 0.6))
         listing.scrollTop = target.offsetTop - height * 0.25;
     if (same && !calm.matches)
@@ -129,10 +122,10 @@ function draw() {
 /* Lets what is in sight move from where it was: lines that come slide in, and lines that go leave. */
 function move(before) {
     const time = { duration: 350, easing: "ease-out" }, box = listing.getBoundingClientRect(), top = listing.scrollTop;
-    for (const element of [...listing.children].filter(each => each.line && in_sight(each))) {
-        const was = before.get(element.line), by = was && was.top - element.getBoundingClientRect().top;
+    for (const { element, top: now } of in_sight()) {
+        const by = before.get(element.line)?.top - now;
         before.delete(element.line);
-        if (by === undefined || Math.abs(by) > box.height)
+        if (!(Math.abs(by) < box.height)) /* also if it was nowhere */
             element.animate([{ opacity: 0, transform: "translateX(-1.5rem)" }, { opacity: 1 }], time);
         else if (by)
             element.animate([{ transform: `translateY(${by}px)` }, { transform: "none" }], time);
@@ -147,10 +140,10 @@ function move(before) {
 }
 
 function draw_tabs() {
-    tabs.replaceChildren(...Object.keys(states[at.step].files).map(file => {
-        const edits = at.step && book.steps[at.step][file] || [], tab = button(file, () => { at.file = file; draw(); });
-        const come = edits.reduce((sum, edit) => sum + (edit[3]?.split("\n").length ?? 0), 0);
-        const go = edits.reduce((sum, edit) => sum + edit[1], 0);
+    const { files } = states[at.step], before = states[Math.max(at.step - 1, 0)].files;
+    tabs.replaceChildren(...Object.keys(files).map(file => {
+        const tab = button(file, () => { at.file = file; draw(); }), rows = compare(before[file] ?? [], files[file]);
+        const [come, go] = ["come", "go"].map(sign => rows.filter(row => row.sign === sign).length);
         if (come + go)
             tab.append(" ", make("small", {}, `+${come}` + (go ? ` −${go}` : "")));
         return tab;
@@ -159,29 +152,26 @@ function draw_tabs() {
 }
 
 function set_up_column() {
-    const modes = ["step", "whole", ...find("section").id === "day-1" ? [] : ["day"]].map(mode => button(words[mode], () => {
+    const modes = ["step", "whole", ...find("section").id === "day-1" ? [] : ["day"]].map(mode => button(words[mode], event => {
         at.mode = mode;
-        press(modes, modes.find(each => each.textContent === words[mode]));
+        press(modes, event.currentTarget);
         draw();
     }));
     press(modes, modes[1]);
-    listing.setAttribute("role", "region");
-    listing.setAttribute("aria-label", words.file);
     find(".pane").append(make("div", { className: "bar" }, tabs, make("div", { className: "modes" }, ...modes)), listing);
-    let from = null;
-    listing.onkeydown = event => event.key === "Escape" && from?.focus();
     for (const size of all(".code small")) {
-        size.before(button(size.textContent, event => {
-            from = event.currentTarget;
-            hold(from.closest(".code"));
+        const show = button(size.textContent, () => {
+            hold(show.closest(".code"));
+            listing.onkeydown = event => event.key === "Escape" && show.focus();
             listing.focus();
-        }, words.lines));
+        }, words.lines);
+        size.before(show);
     }
 }
 
 /* ---- Where the reader is ----------------------------------------------------------------------- */
 
-const stops = all("section, .code"), title = section => find("h1, h2, h3", section).firstChild.textContent.trim();
+const stops = all("section, .code"), title = section => find("h1, h2, h3", section).textContent.replace(/ #$/, "");
 let held = null; /* where the page stood when a place was chosen, which holds until the reader scrolls on */
 
 /* The last section or block whose beginning has come up to the reading line. */
@@ -192,13 +182,10 @@ function follow() {
     arrive(stops.findLast(stop => stop.getClientRects().length && stop.getBoundingClientRect().top < innerHeight * 0.3) ?? stops[0]);
 }
 
-function hold(stop) {
-    held = scrollY;
-    arrive(stop);
-}
+const hold = stop => { held = scrollY; arrive(stop); };
 
 function arrive(stop) {
-    const section = stop.closest("section"), step = +section.dataset.step, block = +(stop.dataset.block ?? 0);
+    const section = stop.closest("section"), step = +section.dataset.step, block = stop === section ? 0 : +/\d+$/.exec(stop.id);
     if (section === at.section && block === at.block)
         return;
     const edits = Object.entries(step && book.steps[step]), files = states?.[step].files ?? {};
@@ -215,7 +202,7 @@ function arrive(stop) {
 
 /* The address, the heading above, previous and next, and the other languages go with the reader. */
 function enter(section) {
-    const sections = stops.filter(stop => !stop.dataset.block), here = sections.indexOf(section);
+    const sections = all("section"), here = sections.indexOf(section);
     if (held === null && at.section)
         history.replaceState(null, "", "#" + section.id);
     find("#here").textContent = here ? title(section) : "";
@@ -236,30 +223,6 @@ function go_to_hash() {
         hold(target.closest(".code, section") ?? stops[0]);
 }
 
-function start() {
-    const toc = find(".toc");
-    let waiting = false;
-    if (states)
-        set_up_column();
-    follow();
-    wide.onchange = draw;
-    addEventListener("load", go_to_hash);
-    addEventListener("hashchange", go_to_hash);
-    addEventListener("scroll", () => {
-        if (!waiting)
-            requestAnimationFrame(() => { waiting = false; follow(); });
-        waiting = true;
-    }, { passive: true });
-    addEventListener("click", event => { toc.open &&= Boolean(event.target.closest("summary")); });
-    addEventListener("keydown", event => {
-        const arrow = { ArrowLeft: "prev", ArrowRight: "next" }[event.key];
-        if (event.key === "Escape")
-            toc.open = false;
-        else if (arrow && event.target === document.body && !event.altKey && !event.ctrlKey && !event.metaKey)
-            find(`.turns [rel=${arrow}]`)?.click();
-    });
-}
-
 /* ---- Terminals --------------------------------------------------------------------------------- */
 
 function set_up_terminal(figure) {
@@ -273,11 +236,11 @@ function set_up_terminal(figure) {
     press(tabs, tabs[0]);
 
     let run = null; /* the one that is playing */
-    const typed = all("kbd", figure), texts = new Map(typed.map(each => [each, each.textContent]));
+    const texts = new Map(all("kbd", figure).map(typed => [typed, typed.textContent]));
     const stop = () => {
         run = null;
         all(".unseen", figure).forEach(each => each.classList.remove("unseen"));
-        texts.forEach((text, each) => { each.textContent = text; });
+        texts.forEach((text, typed) => { typed.textContent = text; });
         play.textContent = words.play;
     };
     const play = button(words.play, async () => {
@@ -288,14 +251,14 @@ function set_up_terminal(figure) {
         play.textContent = words.rest;
         [...turns, ...parts].forEach(each => each.classList.add("unseen"));
         for (const part of parts) {
-            const line = find("kbd", part), text = texts.get(line) ?? "";
+            const typed = find("kbd", part), text = texts.get(typed) ?? "";
             part.classList.remove("unseen");
             part.parentNode.classList.remove("unseen");
             for (let i = 1; i <= text.length && !calm.matches && run === mine; i++) {
-                line.textContent = text.slice(0, i);
+                typed.textContent = text.slice(0, i);
                 await pause(Math.min(35, 1500 / text.length));
             }
-            await pause(line ? 400 : 900);
+            await pause(typed ? 400 : 900);
             if (run !== mine)
                 return;
         }
@@ -311,5 +274,16 @@ function set_up_terminal(figure) {
     find("figcaption", figure).prepend(make("span", { className: "tools" }, ...tabs, play, copy));
 }
 
+/* ---- From the beginning ------------------------------------------------------------------------ */
+
+const toc = find(".toc");
 all(".terminal").forEach(set_up_terminal);
-start();
+if (states)
+    set_up_column();
+follow();
+wide.onchange = draw;
+addEventListener("scroll", follow);
+addEventListener("load", go_to_hash);
+addEventListener("hashchange", go_to_hash);
+addEventListener("click", event => { toc.open &&= Boolean(event.target.closest("summary")); });
+addEventListener("keydown", event => { toc.open &&= event.key !== "Escape"; });

@@ -51,13 +51,13 @@ PAGES = {"how-to-read": "index", "words": "index", "a-connection-seen-from-both-
 
 WORDS = {"en": {
     "contents": "Contents", "prev": "Previous", "next": "Next", "language": "Language", "skip": "Skip to the text",
-    "beside": "The code at this step", "file": "The file", "whole": "Whole file", "step": "This step",
-    "day": "Since yesterday", "none": "There is no code yet. From the first step on, the files stand here as they are at the step that you read, and the "
-    "lines that are new with it are marked. “This step” also shows the lines that go. The button beside a caption leads to its lines.",
-     "same": "This step leaves the file as it is.",
-    "lines": "Show in the file", "here": "A link to here", "drawing": "A drawing of what the text says",
-    "session": "A session", "every": "All", "terminal": "Terminal", "play": "Play", "rest": "Show all", "copy": "Copy",
-    "copied": "Copied", "key": "Ctrl-%s", "more": "… %d lines …", "notes": "as in the notes", "seen": "as printed by %s",
+    "beside": "The code at this step", "file": "The file", "whole": "Whole file", "step": "This step", "day": "Since yesterday",
+    "same": "This step leaves the file as it is.", "lines": "Show in the file", "here": "A link to here", "session": "A session",
+    "none": "There is no code yet. From the first step on, the files stand here as they are at the step that you read, with its "
+            "new lines marked. “This step” also shows the lines that go. The button beside a caption leads to its lines.",
+    "drawing": "A drawing of what the text says", "every": "All", "terminal": "Terminal", "play": "Play", "rest": "Show all",
+    "copy": "Copy", "copied": "Copied", "key": "Ctrl-%s", "more": "… %d lines …", "notes": "as in the notes",
+    "seen": "as printed by %s",
     "recorded": "After <code>make test-book</code>, <code>make book</code> shows in all terminals what your own machine printed.",
     "reference": r"\b(?:day (\d),? )?steps? (\d+)",
 }}
@@ -76,31 +76,28 @@ def name_of(day, step=None, block=None):  # day-3-step-4-1
 
 # ---- Code: coloured line by line, and the names in it
 
-KINDS = [(Comment.PreprocFile, "s"), (Comment.Preproc, "p"), (Comment, "c"), (Keyword, "k"), (String, "s"), (Number, "n")]
+KINDS = [(Comment.PreprocFile, "s"), (Comment.Preproc, "k"), (Comment, "c"), (Keyword, "k"), (String, "s"), (Number, "s")]
+TAGS = {"k": "b", "c": "i", "s": "c-"}
 WORD = re.compile(r"\w+")
 LEXER = CLexer(stripnl=False, ensurenl=False)
 
 
 @functools.cache
-def mark_of(kind):
-    return next((mark for of, mark in KINDS if kind in of), "")
-
-
-@functools.cache
 def coloured(text, names=frozenset()):
-    """The lines of a file as HTML, in which «kint» stands for a keyword and «adrop» for a name."""
+    """The lines of a file as HTML, in which @kint$ stands for a keyword and @adrop$ for a name."""
     result, before = [], ""
     for kind, value in LEXER.get_tokens(text):
-        mark = mark_of(kind)
+        mark = next((mark for of, mark in KINDS if kind in of), "")
         if not mark and value in names and not before.endswith((".", "->")):
             mark = "a"
-        result.append(re.sub(r"[^\n]*\S[^\n]*", "«%s\\g<0>»" % mark, escape(value)) if mark else escape(value))
+        value = escape(value).replace("@", "&#64;").replace("$", "&#36;")
+        result.append(re.sub(r"[^\n]*\S[^\n]*", r"@%s\g<0>$" % mark, value) if mark else value)
         before = value
-    return "".join(result).replace("»«p", "").split("\n")
+    return "".join(result).replace("$@k", "").split("\n")
 
 
 def in_html(line):
-    return re.sub("«(.)(.*?)»", lambda found: found[2] if found[1] == "a" else "<c- %s>%s</c->" % found.groups(), line)
+    return re.sub(r"@(.)(.*?)\$", lambda mark: ("<{0}>{1}</{0}>" if mark[1] != "a" else "{1}").format(TAGS.get(mark[1]), mark[2]), line)
 
 
 DEFINITIONS = [re.compile(shape, re.M) for shape in (
@@ -269,13 +266,14 @@ class Page:
     def __init__(self, edition, name, target):
         self.edition, self.name, self.target = edition, name, target
         self.words, self.days, self.sections = edition.words, edition.days, edition.pages[name]
-        self.day = self.sections[0].day
-        self.root = "../" if edition.folder else ""
-        self.explorables = self.from_the_notes = False
-        self.section = self.linked = None
+        self.day, self.root = self.sections[0].day, "../" if edition.folder else ""
+        self.section, self.linked, self.explorables, self.from_the_notes = None, set(), [], False
 
     def address(self, page, anchor):
         return ("" if page == self.name else page + ".html") + "#" + anchor
+
+    def of_place(self, place):
+        return self.address(name_of(place[0]), name_of(*place))
 
     # ---- Text
 
@@ -291,7 +289,7 @@ class Page:
                     del tokens[:3]
                 for line in range(token.map[0] + 1, token.map[1] + 1) if token.map else ():
                     if block := section.sentences.get(line):
-                        token.attrs = {"class": "code", "id": "%s-%d" % (section.id, block), "data-block": str(block)}
+                        token.attrs = {"class": "code", "id": "%s-%d" % (section.id, block)}
             elif token.type == "inline":
                 self.inline(token)
             elif token.type in ("table_open", "table_close"):
@@ -315,8 +313,7 @@ class Page:
                 each.type, each.content = "html_inline", self.image(each.attrs["src"], each.content)
             elif each.type == "code_inline" and not depth and (place := self.place(each.content)):
                 each.type = "html_inline"
-                each.content = '<a href="%s"><code>%s</code></a>' % (
-                    self.address(name_of(place[0]), name_of(*place)), escape(each.content))
+                each.content = '<a href="%s"><code>%s</code></a>' % (self.of_place(place), escape(each.content))
             elif each.type == "text" and not depth and self.day:
                 each.type = "html_inline"
                 each.content = re.sub(self.words["reference"], self.reference, escape(each.content))
@@ -359,8 +356,9 @@ class Page:
         return '<pre class="drawing" style="--columns: %d" %s>%s</pre>\n' % (max(map(len, text.split("\n"))), role, escape(text))
 
     def explorable(self, found):
-        self.explorables, still = True, BOOK / "explore" / (found[1] + ".svg")
-        return '<figure class="explore" data-explore="%s">%s</figure>' % (found[1], still.read_text())
+        self.explorables.append(found[1])
+        still = (BOOK / "explore" / (found[1] + ".svg")).read_text()
+        return '<figure class="explore" data-explore="%s">%s</figure>' % (found[1], still)
 
     # ---- Code
 
@@ -378,8 +376,8 @@ class Page:
             result.append({"+": "<ins>%s</ins>", "-": "<del>%s</del>"}.get(sign, "%s") % line)
         pre = '<pre tabindex="0"><code>%s</code></pre>' % "".join(result)
         return pre if not number else (
-            '<figure class="code" id="%s-%d" data-block="%d"><figcaption><span>%s</span> <small>+%d%s</small></figcaption>%s</figure>\n'
-            % (self.section.id, number, number, caption, come, " −%d" % go if go else "", pre))
+            '<figure class="code" id="%s-%d"><figcaption><span>%s</span> <small>+%d%s</small></figcaption>%s</figure>\n'
+            % (self.section.id, number, caption, come, " −%d" % go if go else "", pre))
 
     def data(self):
         """What page.js makes the files of: the steps as edits, and where each name came into the book."""
@@ -391,8 +389,7 @@ class Page:
                 found[-1][file] = [(at, gone, block, *(["\n".join(colours[line] for line in come)] if come else ()))
                                    for at, gone, block, come in edits]
                 names.setdefault(program(file), {}).update(
-                    (name, "%s.%d.%d" % (place[0][4:], *place[1:]))
-                    for name, place in self.days.known(program(file), self.day, step).items())
+                    (name, self.of_place(place)) for name, place in self.days.known(program(file), self.day, step).items())
         return {"steps": found, "names": names}
 
     # ---- Sessions
@@ -455,8 +452,9 @@ class Page:
             pane='<aside class="pane" aria-label="%s"></aside>' % words["beside"] if self.day else "",
             data="".join(script % (name, json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/"))
                          for name, value in data.items()),
-            scripts="".join('<script src="%s%s"></script>\n' % (self.root, path.name) for path in [
-                BOOK / "page.js", *(sorted((BOOK / "explore").glob("*.js")) if self.explorables else ())]))
+            style='\n<link rel="stylesheet" href="%sexplore.css">' % self.root if self.explorables else "",
+            scripts="".join('<script src="%s%s.js"></script>\n' % (self.root, name) for name in [
+                "page", *(["explore"] if self.explorables else ()), *self.explorables]))
 
 
 PAGE = '''<!doctype html>
@@ -465,7 +463,7 @@ PAGE = '''<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{chapter} · {book}</title>
 <link rel="icon" href="data:,">
-<link rel="stylesheet" href="{root}page.css">
+<link rel="stylesheet" href="{root}page.css">{style}
 <script>document.documentElement.classList.add("js")</script>
 <a class="skip" href="#text">{skip}</a>
 <header class="top">
@@ -493,7 +491,7 @@ def main(target=BUILD / "book", editions=EDITIONS):
         (target / edition.folder).mkdir(parents=True)
         for name in edition.pages:
             (target / edition.folder / (name + ".html")).write_text(Page(edition, name, target).html(made))
-    for path in [BOOK / "page.css", BOOK / "page.js", *(BOOK / "explore").glob("*.js")]:
+    for path in [BOOK / "page.css", BOOK / "page.js", *(BOOK / "explore").glob("*.[jc]s*")]:
         shutil.copy(path, target)
     print("the book is in %s/index.html" % target)
 
