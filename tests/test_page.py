@@ -22,12 +22,14 @@ import pytest
 from harness import BUILD, PATIENCE, ROOT
 
 sys.path.insert(0, str(ROOT / "tests" / "book"))
+import sessions  # noqa: E402
 import steps  # noqa: E402
 
 pytestmark = pytest.mark.book
 
 DAYS = steps.read()
 PAGES = ["index", "connection", "day-1", "day-2", "day-3", "day-4", "day-5", "measured", "after"]
+CONSOLE = [block for block in sessions.blocks("NOTES.md") if block.kind == "console"]
 WIDE, NARROW = (1440, 900), (390, 844)
 
 
@@ -36,8 +38,9 @@ def built(day, number):
     return steps.build(DAYS, day, number)
 
 
-def make_book(folder, *arguments):
-    done = subprocess.run([ROOT / "tests/book/page.py", folder, *arguments], capture_output=True, text=True, check=False)
+def make_book(folder, *arguments, **environment):
+    done = subprocess.run([ROOT / "tests/book/page.py", folder, *arguments], capture_output=True, text=True, check=False,
+                          env={**os.environ, **environment})
     if "please install" in done.stderr:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
@@ -64,7 +67,7 @@ class Browser:
             if port := re.search(r"started successfully on port (\d+)", line):
                 self.address += port[1]
                 break
-        options = {"args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars", "--force-device-scale-factor=1"]}
+        options = {"args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"]}
         self.address += "/session/" + self.call("/session", capabilities={"alwaysMatch": {
             "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}})["sessionId"]
 
@@ -200,8 +203,8 @@ def test_every_step_shows_what_make_builds(day, book, calm):
         assert list(columns) == list(after), number
         for name, rows in columns.items():
             assert "".join(line + "\n" for _, line in rows) == after[name], (number, name)
-            old = before.get(name, "").split("\n")
-            assert {line for line in after[name].split("\n") if line not in old} <= {line for sign, line in rows if sign == "+"}
+            come = set(after[name].split("\n")) - set(before.get(name, "").split("\n"))
+            assert come <= {line for sign, line in rows if sign == "+"}, (number, name)
             assert before.get(name) != after[name] or all(sign == " " for sign, _ in rows), (number, name)
 
 
@@ -244,7 +247,7 @@ def test_a_block_leads_to_its_lines(book, calm):
     """While its caption is read, and at a press of its button, from where Escape leads back."""
     calm.open(book, "day-1.html#day-1-step-6")
     for block, file, line in ((2, "server.c", "static bool fail(int fd, const char *call)"),
-                              (7, "common/die.h", "void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));")):
+                              (8, "common/die.c", "void complain(const char *format, ...)")):
         calm.run("document.querySelector('#day-1-step-6-%d button').click()" % block)
         assert calm.run("return document.querySelector('.tabs [aria-pressed=true]').firstChild.data") == file
         assert line in calm.run("return [...document.querySelectorAll('.focus')].map(row => row.textContent)")
@@ -277,11 +280,12 @@ def test_a_session_can_be_played_and_copied(book, calm):
     before = calm.run("return %s.innerText" % figure)
     calm.run("navigator.clipboard.writeText = async text => { window.taken = text; }")
     calm.run("[...%s].find(each => each.textContent === 'Copy').click()" % button)
-    commands = re.findall(r"^\d?\$ (.*)$", "\n".join(next(
-        block.text for block in DAYS["day01"][4].changes[:0] or console_blocks() if block.line > DAYS["day01"][4].line)), re.M)
+    block = next(block for block in CONSOLE if block.line > DAYS["day01"][4].line)
+    commands = [action.text for action in sessions.actions(block) if action.what == "$"]
     assert calm.wait("window.taken").splitlines() == commands and len(commands) == 4
     calm.run("%s[1].click()" % button)  # terminal 1
-    assert calm.run("return [...%s.querySelectorAll('.turn')].map(turn => turn.checkVisibility())" % figure)[:2] == [True, False]
+    turns = "return [...%s.querySelectorAll('.turn')].map(turn => turn.checkVisibility())" % figure
+    assert calm.run(turns)[:2] == [True, False]
     calm.run("%s[0].click()" % button)
     calm.run("document.querySelector('#day-1-step-5 .play').click()")
     hidden = "%s.querySelectorAll('.unseen').length" % figure
@@ -292,9 +296,17 @@ def test_a_session_can_be_played_and_copied(book, calm):
     assert calm.wait("%s.innerText === arguments[0]" % figure, before)
 
 
-def console_blocks():
-    import sessions
-    return [block for block in sessions.blocks("NOTES.md") if block.kind == "console"]
+def test_a_terminal_shows_what_was_seen(tmp_path):
+    """Of much output its ends and what the notes name. Where nothing was seen, what the notes have, and it says so."""
+    block = next(block for block in CONSOLE if "make diff-day01 STEP=8" in "\n".join(block.text))
+    lines = ["line %d" % i for i in range(100)] + ["+static void open_listener(void)"] + ["the end"]
+    sessions.keep(tmp_path, block, ["\n".join(lines) + "\n"], "Linux 1.2")
+    text = (make_book(tmp_path / "book", BUILD=str(tmp_path)) / "day-1.html").read_text()
+    seen = re.search(r"<figcaption>as printed by Linux 1.2</figcaption>.*?</figure>", text, re.S)[0]
+    assert re.search("line 0\nline 1\nline 2\n… 95 lines …\nline 98\nline 99\n.*open_listener.*\nthe end<", seen)
+    others = sum(block.line in range(*(DAYS[day][0].line for day in ("day01", "day02"))) for block in CONSOLE) - 1
+    assert text.count(">as printed by") == 1 and text.count(">as in the notes<") >= others > 20
+    assert "After <code>make test-book</code>" in text
 
 
 # ---- For everybody
@@ -306,15 +318,15 @@ def test_without_javascript_all_of_it_is_there(page, book, calm):
     try:
         calm.open(book, page + ".html")
         calm.run("for (const each of document.querySelectorAll('details')) each.open = true")
-        assert calm.run("return [...document.querySelectorAll('pre, .turn, .turn > *, svg, table')]"
-                        ".filter(each => !each.checkVisibility() || !each.offsetHeight && each.offsetHeight !== undefined).length") == 0
-        assert calm.run("return [...document.querySelectorAll('button, .pane')].filter(each => each.checkVisibility()).length") == 0
+        calm.run("seen = query => [...document.querySelectorAll(query)].map(each => each.checkVisibility())")
+        assert False not in calm.run("return seen('pre, .turn, .turn > *, svg, table')")
+        assert True not in calm.run("return seen('button, .pane')")
         text = calm.run("return document.querySelector('article').textContent")
         if page.startswith("day-"):
             for step in DAYS["day0" + page[4]]:
                 for change in step.changes:
                     if change.how != "sentence":
-                        assert "\n".join(line for line in change.text) in text.replace("\xa0", " "), change.line
+                        assert "\n".join(change.text) in text, change.line
     finally:
         calm.devtools("Emulation.setScriptExecutionDisabled", value=False)
 
@@ -329,25 +341,22 @@ def test_a_narrow_screen_has_one_column(page, book, calm):
 
 
 CONTRAST = """
-    const number = text => { /* [red, green, blue, alpha], the first three linear */
-        const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number);
-        return [...[r, g, b].map(c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4), a];
-    };
-    const light = ([r, g, b]) => 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
-    const behind = element => {
-        for (; element; element = element.parentElement) {
-            const colour = number(getComputedStyle(element).backgroundColor);
-            if (colour[3] > 0)
-                return colour;
-        }
-        return [1, 1, 1];
-    };
+    const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true}), known = {};
+    const lightness = colours => known[colours] ??= (() => { /* of colours that lie one on the other */
+        for (canvas.fillStyle of ["white", ...colours])
+            canvas.fillRect(0, 0, 1, 1);
+        const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map(
+            c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+    })();
+    const behind = element => element ? [...behind(element.parentElement), getComputedStyle(element).backgroundColor] : [];
     const found = new Set(), texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     while (texts.nextNode()) {
         const element = texts.currentNode.parentElement;
-        if (!texts.currentNode.data.trim() || !element.checkVisibility({opacityProperty: true}) || element.closest("script, svg"))
+        if (!texts.currentNode.data.trim() || !element.checkVisibility({opacityProperty: true}) ||
+                element.closest("script, svg, :disabled"))
             continue;
-        const [a, b] = [light(number(getComputedStyle(element).color)), light(behind(element))];
+        const under = behind(element), a = lightness(under), b = lightness([...under, getComputedStyle(element).color]);
         if (Math.max(a, b) / Math.min(a, b) < 4.5)
             found.add(element.outerHTML.slice(0, 100) + " " + Math.max(a, b) / Math.min(a, b));
     }

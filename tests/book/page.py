@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the site of the book: the notes, and beside them the files as they stand at the step that is being read.
 
-    page.py [FOLDER]    write it there (build/book)
+    page.py [FOLDER [LANGUAGE NAME FILE]]    write it there (build/book), with another edition of the notes
 
 A page is a chapter of the notes (a heading ##), and a section of it a step (###). A block of code stays where the notes
 have it. On a wide screen page.js shows the whole file in a second column instead; for that the page of a day carries
@@ -15,6 +15,7 @@ names of the sections from it, so that a reader can change over anywhere.
 import difflib
 import functools
 import html
+import itertools
 import json
 import os
 import re
@@ -51,14 +52,15 @@ PAGES = {"how-to-read": "index", "words": "index", "a-connection-seen-from-both-
 
 WORDS = {"en": {
     "contents": "Contents", "prev": "Previous", "next": "Next", "language": "Language", "skip": "Skip to the text",
-    "beside": "The code at this step", "file": "The file", "whole": "Whole file", "step": "This step", "day": "Since yesterday",
-    "same": "This step leaves the file as it is.", "lines": "Show in the file", "here": "A link to here", "session": "A session",
-    "none": "There is no code yet. From the first step on, the files stand here as they are at the step that you read, with its "
-            "new lines marked. “This step” also shows the lines that go. The button beside a caption leads to its lines.",
-    "drawing": "A drawing of what the text says", "every": "All", "terminal": "Terminal", "play": "Play", "rest": "Show all",
-    "copy": "Copy", "copied": "Copied", "key": "Ctrl-%s", "more": "… %d lines …", "notes": "as in the notes",
-    "seen": "as printed by %s",
-    "recorded": "After <code>make test-book</code>, <code>make book</code> shows in all terminals what your own machine printed.",
+    "beside": "The code at this step", "file": "The file", "whole": "Whole file", "step": "This step",
+    "day": "Since yesterday", "same": "This step leaves the file as it is.", "lines": "Show in the file",
+    "none": "There is no code yet. From step 1 on the files stand here, with the new lines of the step that you read "
+            "marked. “This step” also shows the lines that go; the button beside a caption leads to its lines.",
+    "here": "A link to here", "drawing": "A drawing of what the text says", "session": "A session", "every": "All",
+    "terminal": "Terminal", "play": "Play", "rest": "Show all", "copy": "Copy", "copied": "Copied", "key": "Ctrl-%s",
+    "more": "… %d lines …", "notes": "as in the notes", "seen": "as printed by %s",
+    "recorded": "After <code>make test-book</code>, <code>make book</code> shows in all terminals what your own machine "
+                "printed.",
     "reference": r"\b(?:day (\d),? )?steps? (\d+)",
 }}
 
@@ -76,7 +78,8 @@ def name_of(day, step=None, block=None):  # day-3-step-4-1
 
 # ---- Code: coloured line by line, and the names in it
 
-KINDS = [(Comment.PreprocFile, "s"), (Comment.Preproc, "k"), (Comment, "c"), (Keyword, "k"), (String, "s"), (Number, "s")]
+KINDS = [(Comment.PreprocFile, "s"), (Comment.Preproc, "k"), (Comment, "c"), (Keyword, "k"), (String, "s"),
+         (Number, "s")]
 TAGS = {"k": "b", "c": "i", "s": "c-"}
 WORD = re.compile(r"\w+")
 LEXER = CLexer(stripnl=False, ensurenl=False)
@@ -97,7 +100,8 @@ def coloured(text, names=frozenset()):
 
 
 def in_html(line):
-    return re.sub(r"@(.)(.*?)\$", lambda mark: ("<{0}>{1}</{0}>" if mark[1] != "a" else "{1}").format(TAGS.get(mark[1]), mark[2]), line)
+    line = re.sub(r"@a(.*?)\$", r"\1", line)
+    return re.sub(r"@(.)(.*?)\$", lambda mark: "<{0}>{1}</{0}>".format(TAGS[mark[1]], mark[2]), line)
 
 
 DEFINITIONS = [re.compile(shape, re.M) for shape in (
@@ -122,9 +126,10 @@ def program(file):
 # ---- The days: their steps as edits, and where each name comes from
 
 def differences(old, new):
-    """[(i1, i2, j1, j2), …]: old[i1:i2] has become new[j1:j2]. A definition that comes does not begin with the brace
-    of the one before it."""
-    found = [code[1:] for code in difflib.SequenceMatcher(None, old, new, False).get_opcodes() if code[0] != "equal"]
+    """[(i1, i2, j1, j2), …]: old[i1:i2] has become new[j1:j2]. A definition that comes does not begin with the
+    brace of the one before it."""
+    found = difflib.SequenceMatcher(None, old, new, False).get_opcodes()
+    found = [code[1:] for code in found if code[0] != "equal"]
     for (i1, i2, j1, j2), (_, _, end, _) in zip(found, [*found[1:], (0, 0, len(new), 0)]):
         while i1 == i2 and "" in new[j1:j2] and j2 < end and new[j1] == new[j2] and new[j1] and new[j1 - 1]:
             i1, i2, j1, j2 = i1 + 1, i2 + 1, j1 + 1, j2 + 1
@@ -144,7 +149,8 @@ class Days:
     def do(self, day, number):
         """One step, block by block, so that each line of it has the block that brought it."""
         files = dict(self.files[day, number - 1]) if number else {}
-        after = {file: [(text, at, 0) for at, text in enumerate(whole[:-1].split("\n"))] for file, whole in files.items()}
+        after = {file: [(text, at, 0) for at, text in enumerate(whole[:-1].split("\n"))]
+                 for file, whole in files.items()}
         sizes, gone = {file: len(lines) for file, lines in after.items()}, {}
         for block, change in enumerate(self.steps[day][number - 1].changes, 1) if number else []:
             before = dict(files)
@@ -156,7 +162,8 @@ class Days:
                 self.places.setdefault(each, []).append((day, number, block))
         if not number:
             files = steps.build(self.steps, day, 0)
-            after = {file: [(text, None, 0) for text in whole[:-1].split("\n")] for file, whole in files.items()}
+            after = {file: [(text, None, 0) for text in whole[:-1].split("\n")]
+                     for file, whole in files.items()}
         self.files[day, number] = files
         edits = {file: self.edit(file, sizes.get(file, 0), lines, gone) for file, lines in after.items()}
         self.edits[day, number] = {file: found for file, found in edits.items() if found}
@@ -232,7 +239,12 @@ class Section:
             changes = days.steps[self.day][self.step - 1].changes if step else []
             numbers = {change.line: number for number, change in enumerate(changes, 1)}
             self.blocks = [numbers.get(token.map[0] + 1) for token in self.tokens if token.info in ("c", "diff")]
-            self.sentences = {line: number for line, number in numbers.items() if changes[number - 1].how == "sentence"}
+            self.sentences = {line: number for line, number in numbers.items()
+                              if changes[number - 1].how == "sentence"}
+
+    def shape(self):
+        """What is the same in all editions: the level, and how many blocks of code there are."""
+        return self.level, [token.info for token in self.tokens if token.info in ("c", "diff")]
 
 
 class Edition:
@@ -246,8 +258,10 @@ class Edition:
                 self.sections.append(Section(int(token.tag[1]), tokens[at + 1]))
             elif token.type != "heading_close" and tokens[at - 1].type != "heading_open":
                 self.sections[-1].tokens.append(token)
-        if first and [s.level for s in self.sections] != [s.level for s in first.sections]:
-            sys.exit("book: %s has other headings than %s" % (file, EDITIONS[0][2]))
+        for mine, theirs in itertools.zip_longest(self.sections, first.sections) if first else ():
+            if not mine or not theirs or mine.shape() != theirs.shape():
+                sys.exit("book: %s: from here on it has not the headings and blocks of %s: %s" % (
+                    file, EDITIONS[0][2], (mine or theirs).title.content))
         for number, section in enumerate(self.sections):
             section.name(self.sections[number - 1] if number else None, days)
             for what in ("page", "id", "day", "step", "blocks") if first else ():
@@ -284,7 +298,7 @@ class Page:
         while tokens:
             token = tokens.pop(0)
             if token.type == "paragraph_open":
-                if len(tokens) > 2 and tokens[2].info in ("c", "diff") and re.match(r"`[\w/]+\.[ch]`", tokens[0].content):
+                if re.match(r"`[\w/]+\.[ch]`", tokens[0].content) and tokens[2].info in ("c", "diff"):
                     token = raw(self.code(tokens[2], next(blocks), self.inline(tokens[0])))
                     del tokens[:3]
                 for line in range(token.map[0] + 1, token.map[1] + 1) if token.map else ():
@@ -322,14 +336,14 @@ class Page:
     def link(self, target):
         if target[:1] == "#" and (section := self.edition.anchors.get(target[1:])):
             return self.address(section.page, section.id)
-        return target if re.match(r"\w+:|#", target) else (self.root if SOURCE.startswith(".") else "") + SOURCE + target
+        here = self.root if SOURCE.startswith(".") else ""
+        return target if re.match(r"\w+:|#", target) else here + SOURCE + target
 
     def image(self, source, alt):
-        picture = (ROOT / source).read_text()
         shutil.copy(ROOT / source, self.target)
+        sizes = re.findall(r'(?:width|height)="([\d.]+)pt"', (ROOT / source).read_text())
         return '<img src="%s" width="%d" height="%d" alt="%s" loading="lazy">' % (
-            self.root + Path(source).name, *(float(size) * 4 / 3 for size in re.findall(r'(?:width|height)="([\d.]+)pt"', picture)),
-            html.escape(alt))
+            self.root + Path(source).name, *(float(size) * 4 / 3 for size in sizes), html.escape(alt))
 
     def place(self, code):
         """Where a name came into the book, the first time that a section has it."""
@@ -337,8 +351,9 @@ class Page:
         if not self.day or not name or name[1] in self.linked:
             return None
         self.linked.add(name[1])
-        programs = [*map(program, self.days.edits[self.day, self.section.step]), "server"]
-        return next(filter(None, (self.days.known(of, self.day, self.section.step).get(name[1]) for of in programs)), None)
+        step = self.day, self.section.step
+        found = [self.days.known(of, *step).get(name[1]) for of in [*map(program, self.days.edits[step]), "server"]]
+        return next(filter(None, found), None)
 
     def reference(self, found):
         day = "day0" + (found[1] or self.day[4:])
@@ -353,7 +368,8 @@ class Page:
     def drawing(self, text):
         role = 'role="img" aria-label="%s"' % self.words["drawing"] if text.startswith("   ") else 'tabindex="0"'
         text = textwrap.dedent(text)
-        return '<pre class="drawing" style="--columns: %d" %s>%s</pre>\n' % (max(map(len, text.split("\n"))), role, escape(text))
+        columns = max(map(len, text.split("\n")))
+        return '<pre class="drawing" style="--columns: %d" %s>%s</pre>\n' % (columns, role, escape(text))
 
     def explorable(self, found):
         self.explorables.append(found[1])
@@ -376,8 +392,8 @@ class Page:
             result.append({"+": "<ins>%s</ins>", "-": "<del>%s</del>"}.get(sign, "%s") % line)
         pre = '<pre tabindex="0"><code>%s</code></pre>' % "".join(result)
         return pre if not number else (
-            '<figure class="code" id="%s-%d"><figcaption><span>%s</span> <small>+%d%s</small></figcaption>%s</figure>\n'
-            % (self.section.id, number, caption, come, " −%d" % go if go else "", pre))
+            '<figure class="code" id="%s-%d"><figcaption><span>%s</span> <small>+%d%s</small></figcaption>%s</figure>\n' % (
+                self.section.id, number, caption, come, " −%d" % go if go else "", pre))
 
     def data(self):
         """What page.js makes the files of: the steps as edits, and where each name came into the book."""
@@ -388,8 +404,8 @@ class Page:
                 colours = self.days.coloured(file, self.day, step)
                 found[-1][file] = [(at, gone, block, *(["\n".join(colours[line] for line in come)] if come else ()))
                                    for at, gone, block, come in edits]
-                names.setdefault(program(file), {}).update(
-                    (name, self.of_place(place)) for name, place in self.days.known(program(file), self.day, step).items())
+                known = self.days.known(program(file), self.day, step)
+                names.setdefault(program(file), {}).update((name, self.of_place(known[name])) for name in known)
         return {"steps": found, "names": names}
 
     # ---- Sessions
@@ -401,34 +417,40 @@ class Page:
         self.from_the_notes = self.from_the_notes or not system
         result, last = [], None
         for number, action in enumerate(doing):
-            came = sessions.shorten(saw[number], action.expected, self.words["more"]) if system else "\n".join(action.expected)
+            came = "\n".join(action.expected).strip("\n") if not system else sessions.shorten(
+                saw[number], action.expected, self.words["more"])
             if action.terminal != last:
                 result.append('</div><div class="turn" data-terminal="%d">' % (last := action.terminal))
             if action.what != ":":
-                result.append({"$": '<p class="command">$ <kbd>%s</kbd></p>', ">": "<p>&gt; <kbd>%s</kbd></p>"}.get(
-                    action.what, '<p><kbd class="key">%s</kbd></p>') % escape(action.text or self.words["key"] % action.what))
+                shape = {"$": '<p class="command">$ <kbd>%s</kbd></p>', ">": "<p>&gt; <kbd>%s</kbd></p>"}.get(
+                    action.what, '<p><kbd class="key">%s</kbd></p>')
+                result.append(shape % escape(action.text or self.words["key"] % action.what))
             if came.strip():
-                result.append("<samp%s>%s</samp>" % (' class="table"' * bool(re.search(r"\S {3,}\S", came)), escape(came.strip("\n"))))
-        return ('<figure class="terminal" aria-label="%s"><figcaption>%s</figcaption><div class="screen" tabindex="0">%s</div></div>'
-                '</figure>\n') % (self.words["session"], self.words["seen"] % system if system else self.words["notes"],
-                                  "".join(result)[6:])
+                table = ' class="table"' if re.search(r"\S {3,}\S", came) else ""
+                result.append("<samp%s>%s</samp>" % (table, escape(came)))
+        return ('<figure class="terminal" aria-label="%s"><figcaption>%s</figcaption>'
+                '<div class="screen" tabindex="0">%s</div></div></figure>\n') % (
+                    self.words["session"], self.words["seen"] % system if system else self.words["notes"],
+                    "".join(result)[6:])
 
     # ---- All of it
 
     def contents(self):
         items = []
-        for name, (chapter, *sections) in self.edition.pages.items():
-            items.append('<li><a href="%s">%s</a><ol>%s</ol>' % (self.address(name, chapter.id), self.title(chapter), "".join(
-                '<li><a href="%s">%s</a>' % (self.address(name, section.id), self.title(section)) for section in sections)))
+        for name, sections in self.edition.pages.items():
+            links = ['<li><a href="%s">%s</a>' % (self.address(name, section.id), self.title(section))
+                     for section in sections]
+            items.append("%s<ol>%s</ol>" % (links[0], "".join(links[1:])))
         return '<nav aria-label="%s"><ol class="contents">%s</ol></nav>' % (self.words["contents"], "".join(items))
 
     def body(self):
         result = []
         for section in self.sections:
             tag = "h%d" % (1 if section is self.sections[0] else max(section.level - self.sections[0].level + 1, 2))
-            result.append('<section id="{0}" data-step="{1}" aria-labelledby="{0}-title">\n<{2} id="{0}-title">{3} <a class="here" '
-                          'href="#{0}" aria-label="{4}">#</a></{2}>\n{5}</section>\n'.format(
-                              section.id, section.step, tag, self.title(section), self.words["here"], self.text(section)))
+            result.append('<section id="{0}" data-step="{1}" aria-labelledby="{0}-title">\n<{2} id="{0}-title">{3} '
+                          '<a class="here" href="#{0}" aria-label="{4}">#</a></{2}>\n{5}</section>\n'.format(
+                              section.id, section.step, tag, self.title(section), self.words["here"],
+                              self.text(section)))
         if self.name == "index":
             result.insert(1, self.contents())
         return "".join(result)
@@ -439,11 +461,11 @@ class Page:
         data = {"words": words, "steps": self.data()} if self.day else {"words": words}
         turns = [(kind, names[at], self.title(self.edition.pages[names[at]][0])) for kind, at in (
             ("prev", names.index(self.name) - 1), ("next", names.index(self.name) + 1)) if 0 <= at < len(names)]
-        others = "".join('<a href="{0}" lang="{1}" hreflang="{1}">{2}</a>'.format(
-            self.root + other.folder + self.name + ".html", other.language, other.name) for other in editions if other is not self.edition)
-        return PAGE.format(
-            **words, code=self.edition.language, kind="day" if self.day else "plain", root=self.root, body=body, toc=self.contents(),
-            chapter=self.title(self.sections[0]), book=self.title(self.edition.sections[0]),
+        others = "".join('<a href="{0}{1.folder}{2}.html" lang="{1.language}" hreflang="{1.language}">{1.name}</a>'.format(
+            self.root, other, self.name) for other in editions if other is not self.edition)
+        return (BOOK / "page.html").read_text().format(
+            **words, code=self.edition.language, kind="day" if self.day else "plain", root=self.root, body=body,
+            toc=self.contents(), chapter=self.title(self.sections[0]), book=self.title(self.edition.sections[0]),
             arrows="".join('<a class="%s" rel="%s" href="%s.html" title="%s: %s">%s</a>' % (
                 kind, kind, name, words[kind], title, "‹" if kind == "prev" else "›") for kind, name, title in turns),
             languages='<nav class="languages" aria-label="%s">%s</nav>' % (words["language"], others) if others else "",
@@ -457,38 +479,13 @@ class Page:
                 "page", *(["explore"] if self.explorables else ()), *self.explorables]))
 
 
-PAGE = '''<!doctype html>
-<html lang="{code}" class="{kind}">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{chapter} · {book}</title>
-<link rel="icon" href="data:,">
-<link rel="stylesheet" href="{root}page.css">{style}
-<script>document.documentElement.classList.add("js")</script>
-<a class="skip" href="#text">{skip}</a>
-<header class="top">
-<details class="toc"><summary>{contents}</summary>{toc}</details>
-<p><a href="#">{chapter}</a><span id="here"></span></p>
-<nav class="turns" aria-label="{prev}, {next}">{arrows}</nav>
-{languages}
-</header>
-<main id="text"><article>
-{body}</article>
-<footer><nav>{foot}</nav>{note}</footer>
-</main>
-{pane}
-{data}{scripts}</html>
-'''
-
-
 def main(target=BUILD / "book", editions=EDITIONS):
     target, days, made = Path(target), Days(), []
     for language, name, file in editions:
         if (ROOT / file).exists():
             made.append(Edition(language, name, file, days, made[0] if made else None))
-    shutil.rmtree(target, ignore_errors=True)
     for edition in made:
-        (target / edition.folder).mkdir(parents=True)
+        (target / edition.folder).mkdir(parents=True, exist_ok=True)
         for name in edition.pages:
             (target / edition.folder / (name + ".html")).write_text(Page(edition, name, target).html(made))
     for path in [BOOK / "page.css", BOOK / "page.js", *(BOOK / "explore").glob("*.[jc]s*")]:
@@ -497,4 +494,7 @@ def main(target=BUILD / "book", editions=EDITIONS):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2], *([[EDITIONS[0], tuple(sys.argv[2:5])]] if sys.argv[2:] else []))
+    try:
+        main(*sys.argv[1:2], *([[EDITIONS[0], tuple(sys.argv[2:5])]] if sys.argv[2:] else []))
+    except steps.Wrong as wrong:
+        sys.exit("NOTES.md:%s" % wrong)
