@@ -145,6 +145,9 @@ test: programs ## test: run the tests of the servers and of all else that is her
 test-book: programs ## test-book: type every session of the notes, and test every step on its own and on the one before
 	@$(TESTS) -m book
 
+book: ## book: make a site of the notes, with the code of each step beside them, in build/book
+	@tests/book/page.py $(BUILD)/book
+
 check: ## check SERVER='./mine {port}' [DAY=1] [TEST=bytes] [TRACE=1]: which promises a server of yours keeps, in any language
 	@[ -n "$(SERVER)" ] || { echo "check: which one? make check SERVER='./mine {port}'"; exit 2; }
 	@PATIENCE=$${PATIENCE:-5} tests/run $(if $(TRACE),-q,-p no:terminal --card) tests/test_contract.py \
@@ -180,4 +183,4 @@ help: ## help: show this
 	@echo "  with V=1 you see how the compiler is called"
 	@echo "  with SAN=1 any of these uses AddressSanitizer, with CC=clang another compiler"
 
-.PHONY: all programs client steps test-book herd switches bench scale modes kernels balance figures test check exercises pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))
+.PHONY: all programs client steps test-book book herd switches bench scale modes kernels balance figures test check exercises pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))

@@ -24,8 +24,8 @@ def make(*arguments, **options):
 def test_help_names_what_there_is():
     text = make("help").stdout
     for target in ("all", "dayNN", "run-dayNN", "client", "diff-dayNN", "steps", "herd", "switches", "bench", "scale",
-                   "modes", "kernels", "balance", "figures", "test", "test-dayNN", "check", "exercise-2.1", "exercises",
-                   "pitfall-NAME", "pitfalls", "lint", "clean",
+                   "modes", "kernels", "balance", "figures", "test", "book", "test-dayNN", "check", "exercise-2.1",
+                   "exercises", "pitfall-NAME", "pitfalls", "lint", "clean",
                    "help"):
         assert "  make " + target in text
 

@@ -12,8 +12,8 @@ Nothing sleeps here: what a block shows is awaited.
 """
 
 import fcntl
-import functools
 import os
+import platform
 import pty
 import re
 import select
@@ -28,10 +28,12 @@ import tty
 
 import pytest
 
-from harness import PATIENCE, ROOT, SANITIZED, free_port
+from harness import BUILD, PATIENCE, ROOT, SANITIZED, free_port
 
 sys.path.insert(0, str(ROOT / "tests" / "book"))
+import sessions  # noqa: E402
 import steps  # noqa: E402
+from sessions import actions, blocks  # noqa: E402
 
 PAGES = [page for page in ("README.md", "NOTES.md") if (ROOT / page).exists()]
 
@@ -54,37 +56,6 @@ READER = {name: value for name, value in os.environ.items()
 READER["CFLAGS"] = "-O0"  # built sooner; a hundred steps are
 
 PORT = "8888"  # in the notes; the copy of the tree has another one, which is free
-
-
-class Block:
-    def __init__(self, page, kind, line, text, before, heading):
-        self.page, self.kind, self.line, self.heading = page, kind, line, heading
-        self.text = text
-        self.before = before  # the last line above it that is not empty
-        self.where = "%s:%d" % (page, line)
-
-    def __str__(self):
-        return self.where
-
-
-@functools.cache
-def blocks(page):
-    found, heading, before, block = [], "", "", None
-    for number, line in enumerate((ROOT / page).read_text().splitlines(), 1):
-        fence = re.match(r"(?:<[^>]*>)?```(\w*)$", line)
-        if fence and block is None:
-            block = Block(page, fence[1], number, [], before, heading)
-        elif fence:
-            found.append(block)
-            before, block = "", None
-        elif block is not None:
-            block.text.append(line)
-        elif line.startswith("#"):
-            heading, before = line.strip("# "), line
-        elif line.strip():
-            before = line.strip()
-    assert block is None, "%s:%d: this block does not end" % (page, block.line)
-    return found
 
 
 def of_kind(kind):
@@ -130,7 +101,7 @@ class Terminal:
         flags[3] |= termios.ISIG | termios.ICANON  # but Ctrl-C and Ctrl-D do what they do,
         flags[3] |= termios.NOFLSH  # and Ctrl-C does not swallow what is being printed
         termios.tcsetattr(slave, termios.TCSANOW, flags)
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 64, 0, 0))
         environment = {**READER, "PS1": self.prompt, "PS2": "", "TERM": "dumb", "LC_ALL": "C.UTF-8"}
         self.shell = subprocess.Popen(
             ["bash", "--norc", "--noprofile", "--noediting", "-i"], stdin=slave, stdout=slave, stderr=slave,
@@ -141,6 +112,8 @@ class Terminal:
         self.seen = ""  # what it printed and the notes have not told yet
         self.running = None  # the command
         self.loose = False  # a line of ... is the last that the notes tell of it
+        self.last = None  # the action that what it prints follows from,
+        self.told = 0  # and how much of seen has been added to what came of an action
         self.await_prompt("a shell")
 
     def serves(self):
@@ -150,10 +123,13 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def read(self, seconds):
-        if select.select([self.master], [], [], seconds)[0]:
+        """Whether there was something."""
+        there = bool(select.select([self.master], [], [], seconds)[0])
+        if there:
             text = os.read(self.master, 1 << 16).decode(errors="replace")
             text = re.sub("\x1b\\[[0-9;]*[mK]", "", self.seen + text)  # without colours,
             self.seen = re.sub("[^\n]*\r(?!\n)", "", text)  # or what was written over
+        return there
 
     def wait(self, condition):
         """Until condition() is true; whether it came to that."""
@@ -164,13 +140,23 @@ class Terminal:
             self.read(0.05)
         return True
 
+    def record(self):
+        """What it has printed by now came of its last action."""
+        for _ in range(100):  # some print without end
+            if not self.read(0):
+                break
+        if self.last:
+            self.last.saw += self.seen[self.told:].replace(self.prompt, "")
+        self.told = len(self.seen)
+
     def await_prompt(self, where):
         """Until the command has ended; nothing may be left that the notes did not tell."""
         assert self.wait(lambda: self.prompt in self.seen), (
             "%s: the command in terminal %d does not end\n%s" % (where, self.number, self.seen))
         rest = re.sub("(?m)^" + MAKE, "", self.seen.split(self.prompt)[0])
         assert self.loose or not rest.strip(), "%s: terminal %d also prints:\n%s" % (where, self.number, rest)
-        self.seen = self.seen.split(self.prompt)[-1]
+        self.record()
+        self.seen, self.told = self.seen.split(self.prompt)[-1], 0
         self.running, self.loose = None, False
 
     def processes(self):
@@ -197,34 +183,9 @@ def tty_of_ours(slave):
 def asleep(process):
     try:
         with open("/proc/%d/stat" % process, encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "Rt"  # t: strace has stopped it
+            return file.read().rpartition(")")[2].split()[0] not in "RDt"  # D: it waits for a disk, t: for strace
     except OSError:
         return True  # it has ended
-
-
-LINE = re.compile(r"(?P<terminal>[1-3]?)(?:(?P<what>\$|>) (?P<text>.*)|\^(?P<key>[CD])(?P<rest>.*)|(?P<look>:))$")
-
-
-class Action:
-    """One thing to do, and the lines that follow from it."""
-
-    def __init__(self, line, match):
-        self.line, self.terminal = line, int(match["terminal"] or 1)
-        self.what = match["what"] or match["key"] or ":"
-        self.text = match["text"]
-        self.expected = [match["rest"]] if match["rest"] else []
-
-
-def actions(block):
-    found = []
-    for number, line in enumerate(block.text, block.line + 1):
-        match = LINE.match(line)
-        if match and not (match["look"] and not match["terminal"]):
-            found.append(Action(number, match))
-        else:
-            assert found, "%s: output before anything was typed" % block.where
-            found[-1].expected.append(line)
-    return found
 
 
 def pattern(lines):
@@ -284,12 +245,15 @@ class Typist:
             terminal.running = step.text
         elif step.what == ">":
             self.settle()
+            terminal.record()
             terminal.type(step.text + "\n")
         elif step.what in "CD":
             self.settle()
+            terminal.record()
             terminal.type({"C": "\x03", "D": "\x04"}[step.what])
             if step.what == "C" and terminal.running:
                 terminal.running = "^C"  # it will end now
+        terminal.last = step
         self.compare(terminal, step, where)
 
     def check_form(self, command, where):
@@ -305,11 +269,12 @@ class Typist:
             rest = re.sub("(?m)^" + MAKE, "", terminal.seen)
             assert terminal.loose or not rest.strip(), "%s: terminal %d also prints:\n%s" % (
                 where, terminal.number, rest)
+            terminal.record()
             terminal.type("\x03")
             assert terminal.wait(lambda: terminal.prompt in terminal.seen), (
                 "%s: Ctrl-C does not end what runs in terminal %d, which prints:\n%s"
                 % (where, terminal.number, terminal.seen[-2000:]))
-            terminal.seen = terminal.prompt
+            terminal.seen, terminal.told = terminal.prompt, 0
         terminal.await_prompt(where)
 
     def compare(self, terminal, step, where):
@@ -336,7 +301,8 @@ class Typist:
             text, prompt, later = terminal.seen.partition(terminal.prompt)
             terminal.seen = text.rstrip("\n") + "\n" + prompt + later
         assert there(), self.difference(where, terminal, lines)
-        terminal.seen = self.ours(self.theirs(terminal.seen)[found.end():])
+        step.saw += terminal.seen[terminal.told:found.end()]
+        terminal.seen, terminal.told = terminal.seen[found.end():], max(terminal.told - found.end(), 0)
 
     def difference(self, where, terminal, lines):
         got = self.theirs(terminal.seen).replace(terminal.prompt, "(and it ended)\n").splitlines()
@@ -348,12 +314,15 @@ class Typist:
             where, terminal.number, lines[here] if here < len(lines) else "", "\n    ".join(got))
 
     def run(self):
+        """Returns what came of each action."""
+        doing = actions(self.block)
         try:
-            for step in actions(self.block):
+            for step in doing:
                 self.step(step)
             for terminal in sorted(self.terminals.values(), key=Terminal.serves):  # clients first
                 if terminal.running:
                     self.end(terminal, self.block.where + " (its end)")
+            return [self.theirs(step.saw).replace(str(self.folder), "/home/you/echo") for step in doing]
         finally:
             for terminal in self.terminals.values():
                 terminal.close()
@@ -388,7 +357,9 @@ def test_a_console_block_shows_what_happens(block, copy):
     for tool in TOOLS:
         if re.search(r"\b%s\b" % tool, "\n".join(typed)) and shutil.which(tool) is None:
             pytest.skip("%s is missing" % tool)
-    Typist(block, *copy).run()
+    saw = Typist(block, *copy).run()
+    release = ".".join(platform.release().split(".")[:2])
+    sessions.keep(BUILD, block, saw, "%s %s" % (platform.system(), release))
 
 
 # ---- Links, figures, and commands in the text
