@@ -1,6 +1,5 @@
 """The score card of make check: a line for each promise, in place of what pytest prints."""
 
-import os
 import re
 import signal
 import subprocess

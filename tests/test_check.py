@@ -1,6 +1,5 @@
 """make check: the score card is right about servers that are not ours, and no process of theirs is left."""
 
-import os
 import re
 import subprocess
 import sys

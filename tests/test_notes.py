@@ -12,6 +12,7 @@ Nothing sleeps here: what a block shows is awaited.
 """
 
 import fcntl
+import functools
 import os
 import platform
 import pty
