@@ -15,7 +15,7 @@ from score import day_of
 ALL_KEPT = r"22 kept, 0 broken, 0 not promised\n$"
 
 
-def check(server, *arguments, patience="1"):
+def check(server, *arguments, patience="4"):
     """Returns what make check prints, but for make's own last line."""
     done = subprocess.run(
         ["make", "--no-print-directory", "-C", ROOT, "check", "SERVER=" + server, *arguments], capture_output=True,
@@ -57,13 +57,13 @@ NOT_CHECKED = r"not checked   The other 21: they are about a server that keeps t
      r"kept          A client gets back.*\nkept          Every byte.*\nnot promised  .* \(from day 2 on\)\n"
      r"2 kept, 0 broken, 1 not promised\n$"),
     ("", "", "", ["TEST=line or silent or many_clients"],
-     r"broken        A client that is silent .*\n +done: ten clients .*\n +seen: sent 'hello\\n', got nothing for 1 s\n"
+     r"broken        A client that is silent .*\n +done: ten clients .*\n +seen: sent 'hello\\n', got nothing for 4 s\n"
      r" +read: NOTES.md, day 2, step 1 .*\n +test: TEST=test_a_silent_client_delays_nobody TRACE=1\n"
      r"not checked   The other 1: .*\n1 kept, 1 broken, 0 not promised, 1 not checked\n$"),
     (".upper()", "", "", [], r"seen: sent 'hello\\n', got 'HELLO\\n' back\n(.*\n)*" + NOT_CHECKED),
     (" * 2", "", "", [], r"seen: sent 'hello\\n', got 'hello\\nhello\\n' back\n(.*\n)*" + NOT_CHECKED),
     ("", "", "client.close(); continue", [], r"seen: (the connection was reset|.*got nothing)\n(.*\n)*" + NOT_CHECKED),
-    ("", "", "time.sleep(1000)", [], r"seen: sent 'hello\\n', got nothing for 1 s\n(.*\n)*" + NOT_CHECKED),
+    ("", "", "time.sleep(1000)", [], r"seen: sent 'hello\\n', got nothing for 4 s\n(.*\n)*" + NOT_CHECKED),
     ("", "", "listener.close()", ["TEST=line or next_client"],
      r"seen: a client was refused; the server has ended, with exit status 1; it said: .*\n(.*\n)*1 kept, 1 broken"),
     ("", "", "", ["TEST=test_resets or when_all_have_gone"],
