@@ -1143,6 +1143,7 @@ def test_loopback_unless_told_otherwise(server):
 
 
 @ours
+@pytest.mark.together  # they want the same port
 def test_default_port_and_address(launch, day):
     """Where 8888 is taken, the complaint names it just as well."""
     server = launch([program(day)])

@@ -110,9 +110,7 @@ def test_a_pitfall_in_words():
     assert "AssertionError" not in done.stdout
     copy = re.search(r"make -C (\S+) run-day01", done.stdout)[1]
     assert (ROOT / copy / "Makefile").exists()
-
-
-def test_a_pitfall_with_its_trace():
+    # And with the trace, in the same copy.
     assert "E   AssertionError: sent 5 bytes" in make("pitfall-sizeof-buffer", "TRACE=1").stdout
 
 
