@@ -312,10 +312,11 @@ class Server:
                     assert fd != -1, "pidfd_getfd: " + os.strerror(ctypes.get_errno())
                     with socket.socket(fileno=fd) as end:
                         try:
-                            if end.getpeername() == sock.getsockname():
+                            host, port = end.getpeername()[:2]
+                            if (host.removeprefix("::ffff:"), port) == sock.getsockname()[:2]:  # IPv4 on an IPv6 socket
                                 return end.dup()
-                        except OSError:
-                            pass  # a listener
+                        except (OSError, ValueError):
+                            pass  # a listener, or not of TCP
             finally:
                 os.close(pidfd)
         raise AssertionError("no process of the server has this client")

@@ -8,17 +8,32 @@ class Promise(NamedTuple):
     sentence: str
     step: tuple  # (day, step): where NOTES.md treats it
     tests: dict  # the name of a test: what its client does, in words, with its parameters in braces
-    needed: bool = False  # by all promises after it
+    needed_for: object = ()  # the tests that say nothing if this promise is broken: MUCH, or all that follow
 
+
+ALL = object()
+MUCH = {  # their clients send megabytes, and want them back
+    "test_half_close_with_much_to_come", "test_half_close_and_a_pause", "test_half_close_while_something_is_held",
+    "test_stopped_and_continued_while_busy", "test_many_clients_at_the_same_time",
+    "test_a_client_that_never_reads_delays_nobody", "test_a_true_broken_pipe", "test_nothing_is_lost_at_the_end",
+}
 
 PROMISES = [
     Promise("A client gets back what it sends.", (1, 1), {
         "test_a_line_comes_back": "a client sent one line",
-    }, needed=True),
+    }, needed_for=ALL),
     Promise("Every byte comes back, in order, however many they are.", (1, 2), {
         "test_bytes_come_back": "a client sent {size:,} bytes",
         "test_one_byte_at_a_time": "a client sent 2,000 bytes, each by itself",
-    }),
+    }, needed_for=MUCH),
+    Promise("A client that reads late or slowly gets all of its bytes.", (1, 5), {
+        "test_bytes_come_back_to_a_slow_reader": "a client with a small buffer sent 8 MiB, and read late",
+        "test_a_client_that_waits_before_it_reads": "a client sent all that there was room for, and only then read",
+        "test_a_client_that_takes_small_pieces": "a client with a small buffer sent all that there was room for, and "
+                                                 "only then read",
+        "test_much_waits_when_the_server_comes_to_look": "a client sent 2 MiB while the server was stopped (SIGSTOP), "
+                                                         "and it was continued (SIGCONT)",
+    }, needed_for=MUCH),
     Promise("A client that closes its sending side still gets all of its bytes, then end of file.", (1, 2), {
         "test_half_close": "a client sent {size:,} bytes and closed its sending side at once",
         "test_half_close_with_much_to_come": "a client sent all that there was room for and closed its sending side; "
@@ -33,14 +48,6 @@ PROMISES = [
     Promise("It can be started again at once, on the same port.", (1, 4), {
         "test_the_port_is_free_at_once": "it ended while a client was connected, and it was started again",
     }),
-    Promise("A client that reads late or slowly gets all of its bytes.", (1, 5), {
-        "test_bytes_come_back_to_a_slow_reader": "a client with a small buffer sent 8 MiB, and read late",
-        "test_a_client_that_waits_before_it_reads": "a client sent all that there was room for, and only then read",
-        "test_a_client_that_takes_small_pieces": "a client with a small buffer sent all that there was room for, and "
-                                                 "only then read",
-        "test_much_waits_when_the_server_comes_to_look": "a client sent 2 MiB while the server was stopped (SIGSTOP), "
-                                                         "and it was continued (SIGCONT)",
-    }),
     Promise("Stopped and continued (Ctrl-Z, fg), it goes on as before.", (1, 5), {
         "test_stopped_and_continued": "it was stopped (SIGSTOP) and continued (SIGCONT) beside an idle client",
         "test_stopped_and_continued_while_busy": "it was stopped (SIGSTOP) and continued (SIGCONT) again and again "
@@ -50,9 +57,9 @@ PROMISES = [
         "test_resets": "fifty clients left with a reset, and then the next one spoke",
         "test_writing_to_a_client_that_is_gone": "a client closed with many of its answers unread, and then the next one "
                                                  "spoke",
-        "test_a_true_broken_pipe": "a client closed while the server had much to send to it, and then the next one spoke",
         "test_answers_to_a_client_that_only_sends": "twenty clients sent a byte and closed without reading, and then the "
                                                     "next one spoke",
+        "test_a_true_broken_pipe": "a client closed while the server had much to send to it, and then the next one spoke",
     }),
     Promise("While there is nothing to do, it sleeps.", (1, 6), {
         "test_sleeps_while_a_client_does_not_read": "a client sent and did not read, and the server had to wait for it",
@@ -82,7 +89,7 @@ PROMISES = [
     }),
     Promise("A client that is silent delays no other.", (2, 1), {
         "test_a_silent_client_delays_nobody": "ten clients came and were silent, and then one more spoke",
-    }, needed=True),
+    }, needed_for=ALL),
     Promise("Clients that come at the same time get their own bytes, each of them.", (2, 1), {
         "test_many_clients_at_the_same_time": "twenty clients sent up to 2 MiB each, all at once",
         "test_a_thousand_come_and_go": "a thousand clients came, one after the other; it had 500 descriptors",

@@ -179,7 +179,13 @@ def test_small_answers_do_not_wait(server):
     """For the acknowledgement of the last one: TCP_NODELAY, asked from the server's own end."""
     with server.connect() as sock:
         assert server.echoes(sock)
-        with server.server_end(sock) as end:
+        try:
+            end = server.server_end(sock)
+        except (AssertionError, OSError) as error:
+            if server.ours:
+                raise
+            pytest.skip("We cannot look at its socket: %s" % error)
+        with end:
             assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), (
                 "TCP_NODELAY is off at the server's end: the second of two small answers may come 40 ms late")
 
