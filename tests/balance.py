@@ -318,12 +318,12 @@ def of_a_death(clients, at, event, name):
         "clients": len(theirs),
         "lost": len(lost),
         "bytes": sum(client.said - client.back for client in lost),
-        "learn": max(1000 * (client.end - began) for client in lost),
+        "learn": max((1000 * (client.end - began) for client in lost), default=0),
         "noticed": 1000 * (noticed - began),
         "newcomers": len(newcomers),
         "sent on": sum(client.sent_on and not client.lost for client in newcomers),
         "turned away": sum(client.lost and not client.answered for client in newcomers),
-        "wait": max(1000 * (client.answered - client.came) for client in newcomers if client.answered),
+        "wait": max((1000 * (client.answered - client.came) for client in newcomers if client.answered), default=0),
     }
 
 

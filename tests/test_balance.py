@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import balance
-from harness import ROOT, marked, still_running, wait_until
+from harness import ROOT, SANITIZED, marked, still_running, wait_until
 
 needs_machines = pytest.mark.skipif(balance.missing() is not None, reason=str(balance.missing()))
 
@@ -62,6 +62,7 @@ def check_that_nothing_is_left(made, links, folder):
 
 
 @needs_machines
+@pytest.mark.skipif(SANITIZED, reason="it counts what happens within half a second, and sanitizers are slower than that")
 def test_what_is_lost_and_what_is_left(begin, tmp_path):
     """Who got how many; and no client loses anything whose machine lives."""
     links = os.listdir("/sys/class/net")
