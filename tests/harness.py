@@ -133,11 +133,14 @@ class Server:
     # ---- What the kernel says of it, and of its children if it has any
 
     def processes(self):
-        return list(family(self.pid))
+        return list(self.family())
+
+    def family(self):
+        return family(self.pid)
 
     def _tasks(self, name):
         """What /proc says in the file of that name, for each thread that is still there."""
-        for pid, threads in family(self.pid).items():
+        for pid, threads in self.family().items():
             for thread in threads:
                 with contextlib.suppress(OSError):
                     yield read_proc("%d/task/%s/%s" % (pid, thread, name))
@@ -381,14 +384,13 @@ def family(pid):
     found, queue = {}, [pid]
     while queue:
         pid = queue.pop()
-        try:
+        with contextlib.suppress(OSError):  # it has just ended
             threads = os.listdir("/proc/%d/task" % pid)
             for thread in threads:
-                queue += map(int, read_proc("%d/task/%s/children" % (pid, thread)).split())
+                with contextlib.suppress(OSError):  # only this one has
+                    queue += map(int, read_proc("%d/task/%s/children" % (pid, thread)).split())
             if "State:\tZ" not in status_of(pid):
                 found[pid] = threads
-        except OSError:
-            pass
     return found
 
 
@@ -601,7 +603,8 @@ def free_port(ports=range(10_000, 32_000)):
 def is_listening(port):
     """Whether there is a listener on that port, without troubling it: {the number by which /proc/PID/fd knows it}."""
     row = r"^ *\d+: \w+:%04X \w+:0000 0A (?:\S+ +){5}(\d+)" % port
-    return {number for path in ("/proc/net/tcp", "/proc/net/tcp6") for number in re.findall(row, Path(path).read_text(), re.M)}
+    return {number for path in ("/proc/net/tcp", "/proc/net/tcp6")
+            for number in re.findall(row, Path(path).read_text(), re.M)}
 
 
 def use_all_descriptors():
@@ -693,13 +696,14 @@ class Yours(Server):
         while not at_rest() and time.monotonic() < end:
             time.sleep(0.002)
 
-    def processes(self):
-        return [pid for pid in family(os.getpid()) if pid != os.getpid() and pid not in HELPERS]
+    def family(self):
+        return {pid: threads for pid, threads in family(os.getpid()).items() if pid not in {os.getpid(), *HELPERS}}
 
     def ended(self):
-        """When the last of its processes has; the first may have been only a shell, or a father."""
+        """When the last of its processes has; the first may have been only a shell, or a father. We look twice:
+        an orphan may have come to us behind our back."""
         self.process.poll()
-        return not self.processes()
+        return not self.processes() and not self.processes()
 
     def send_signal(self, sig):
         """To all of its processes, as a terminal does, and systemd."""
@@ -718,17 +722,17 @@ class Yours(Server):
         assert took < within, "%s was sent, and the server ended %.1f s later" % (sig.name, took)
 
     def kill(self):
-        """Until there is no process left, whatever they do."""
+        """Until we have no child left, whatever they do: orphans become our children."""
         end = time.monotonic() + PATIENCE
-        while (pids := self.processes()) and time.monotonic() < end:
-            for pid in pids:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.001)
-        self.process.poll()
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:  # the orphans
-                pass
+            while time.monotonic() < end and not (HELPERS and self.ended()):
+                for pid in self.processes():
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGKILL)
+                self.process.poll()
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+                time.sleep(0.001)
         for sock in self._clients:
             sock.close()
 

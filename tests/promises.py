@@ -38,7 +38,8 @@ PROMISES = [
         "test_half_close": "a client sent {size:,} bytes and closed its sending side at once",
         "test_half_close_with_much_to_come": "a client sent all that there was room for and closed its sending side; "
                                              "only then did it read",
-        "test_half_close_and_a_pause": "a client sent 3,000,000 bytes, closed its sending side, and read after a second",
+        "test_half_close_and_a_pause": "a client sent 3,000,000 bytes, closed its sending side, and read a second "
+                                       "later",
         "test_half_close_while_something_is_held": "a client sent a little more than there was room for and closed its "
                                                    "sending side; only then did it read",
     }),
@@ -55,19 +56,20 @@ PROMISES = [
     }),
     Promise("One client's trouble is not the end of the server.", (1, 6), {
         "test_resets": "fifty clients left with a reset, and then the next one spoke",
-        "test_writing_to_a_client_that_is_gone": "a client closed with many of its answers unread, and then the next one "
-                                                 "spoke",
-        "test_answers_to_a_client_that_only_sends": "twenty clients sent a byte and closed without reading, and then the "
-                                                    "next one spoke",
-        "test_a_true_broken_pipe": "a client closed while the server had much to send to it, and then the next one spoke",
+        "test_writing_to_a_client_that_is_gone": "a client closed with many of its answers unread, and then the next "
+                                                 "one spoke",
+        "test_answers_to_a_client_that_only_sends": "twenty clients sent a byte and closed without reading, and then "
+                                                    "the next one spoke",
+        "test_a_true_broken_pipe": "a client closed while the server had much to send to it, and then the next one "
+                                   "spoke",
     }),
     Promise("While there is nothing to do, it sleeps.", (1, 6), {
         "test_sleeps_while_a_client_does_not_read": "a client sent and did not read, and the server had to wait for it",
         "test_sleeps_when_all_have_gone": "a few clients came and left, some with a reset",
     }),
     Promise("Out of descriptors, it lets newcomers wait, and serves them when there is one again.", (1, 7), {
-        "test_looks_again_each_second": "it was left without a free descriptor (RLIMIT_NOFILE), newcomers came, and the "
-                                        "limit was lifted",
+        "test_looks_again_each_second": "it was left without a free descriptor (RLIMIT_NOFILE), newcomers came, and "
+                                        "the limit was lifted",
     }),
     Promise("An urgent byte comes back like any other.", (1, 12), {
         "test_urgent_bytes_come_back": "a client sent 12, then X as urgent data (MSG_OOB), then 34",

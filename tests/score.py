@@ -10,7 +10,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 import steps
-from harness import PATIENCE, Yours, free_port, is_listening, split_command
+from harness import PATIENCE, Yours, free_port, split_command
 from promises import ALL, PROMISES
 
 TIME, EACH = 110, 30  # seconds: for all tests together, and for one
@@ -31,6 +31,10 @@ def in_words(error, servers):
         TimeoutError: "nothing came for %g s" % PATIENCE,
         subprocess.TimeoutExpired: "it had not ended after %g s" % PATIENCE,
     }.get(type(error)) or " ".join(re.split(r"\n *assert |\n *\+ ", str(error))[0].split()) or type(error).__name__
+    if isinstance(error, ConnectionError):  # it may be about to end
+        give_up = time.monotonic() + 0.5
+        while not any(server.ended() for server in servers) and time.monotonic() < give_up:
+            time.sleep(0.01)
     end = next((server.state() for server in servers if server.state()), "")
     if not end or isinstance(error, subprocess.TimeoutExpired) or text.startswith("the server ended before"):
         return text
@@ -66,7 +70,8 @@ class Card:
         while left:
             promise, items = left.pop(0)
             verdict, *more = self.judge(promise, items)
-            self.tell(verdict, promise.sentence + " (from day %d on)" % day_of(items[0]) * (verdict == "not promised"), more)
+            since = " (from day %d on)" % day_of(items[0]) if verdict == "not promised" else ""
+            self.tell(verdict, promise.sentence + since, more)
             missing = promise.needed_for is ALL and verdict == "broken"
             if left and (missing or time.monotonic() - self.begin > TIME):
                 self.counts["not checked"] += len(left) - 1
@@ -81,8 +86,8 @@ class Card:
     def tell(self, verdict, sentence, more=()):
         self.counts[verdict] += 1
         indent = " " * 14
-        self.print("%-13s %s" % (verdict, sentence),
-                   *(textwrap.fill(line, 110, initial_indent=indent, subsequent_indent=indent + " " * 6) for line in more))
+        self.print("%-13s %s" % (verdict, sentence), *(
+            textwrap.fill(line, 110, initial_indent=indent, subsequent_indent=indent + " " * 6) for line in more))
 
     def judge(self, promise, items):
         """The verdict, and lines that explain it."""

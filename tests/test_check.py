@@ -8,7 +8,7 @@ import pytest
 
 import steps
 import test_contract
-from harness import BUILD, ROOT, marked, still_running
+from harness import BUILD, PATIENCE, ROOT, marked, still_running, wait_until
 from promises import PROMISES
 from score import day_of
 
@@ -49,7 +49,8 @@ if os.fork() == 0:
     while True: os.write(1, bytes(65536))
 """
 
-NOT_CHECKED = r"not checked   The other 21: they are about a server that keeps this one.\n0 kept, 1 broken, 0 not promised, 21"
+NOT_CHECKED = (r"not checked   The other 21: they are about a server that keeps this one.\n"
+               r"0 kept, 1 broken, 0 not promised, 21 not checked\n$")
 
 
 @pytest.mark.parametrize("change, before, after, arguments, says", [
@@ -57,7 +58,8 @@ NOT_CHECKED = r"not checked   The other 21: they are about a server that keeps t
      r"kept          A client gets back.*\nkept          Every byte.*\nnot promised  .* \(from day 2 on\)\n"
      r"2 kept, 0 broken, 1 not promised\n$"),
     ("", "", "", ["TEST=line or silent or many_clients"],
-     r"broken        A client that is silent .*\n +done: ten clients .*\n +seen: sent 'hello\\n', got nothing for 4 s\n"
+     r"broken        A client that is silent .*\n +done: ten clients .*\n"
+     r" +seen: sent 'hello\\n', got nothing for 4 s\n"
      r" +read: NOTES.md, day 2, step 1 .*\n +test: TEST=test_a_silent_client_delays_nobody TRACE=1\n"
      r"not checked   The other 1: .*\n1 kept, 1 broken, 0 not promised, 1 not checked\n$"),
     (".upper()", "", "", [], r"seen: sent 'hello\\n', got 'HELLO\\n' back\n(.*\n)*" + NOT_CHECKED),
@@ -65,7 +67,7 @@ NOT_CHECKED = r"not checked   The other 21: they are about a server that keeps t
     ("", "", "client.close(); continue", [], r"seen: (the connection was reset|.*got nothing)\n(.*\n)*" + NOT_CHECKED),
     ("", "", "time.sleep(1000)", [], r"seen: sent 'hello\\n', got nothing for 4 s\n(.*\n)*" + NOT_CHECKED),
     ("", "", "listener.close()", ["TEST=line or next_client"],
-     r"seen: a client was refused(; the server has ended, with exit status 1; it said: .*)?\n(.*\n)*1 kept, 1 broken"),
+     r"seen: a client was refused; the server has ended, with exit status 1; it said: .*\n(.*\n)*1 kept, 1 broken"),
     ("", "", "", ["TEST=test_resets or when_all_have_gone"],
      r"broken        One client's trouble .*\n.*\n +seen: .*; the server has ended, with exit status 1; it said:\s+"
      r"ConnectionResetError(.*\n)*not checked   While .*\n +The server ended again; see above.\n0 kept, 1 broken"),
@@ -97,6 +99,21 @@ def test_no_server(command, complaint):
 def test_ours_are_blamed_for_nothing(day):
     build = BUILD.relative_to(ROOT)
     assert re.search(ALL_KEPT, check("%s/%s/server {port}" % (build, day), patience="5"))
+
+
+def test_its_own_end_leaves_nothing_behind(tmp_path):
+    """SIGTERM, as from a script that has waited long enough."""
+    program = tmp_path / "server.py"
+    program.write_text(BLOCKING.format(change="", before=BEAST, after="time.sleep(1000)"))
+    run = subprocess.Popen(
+        [ROOT / "tests" / "run", "-p", "no:terminal", "--card", "tests/test_contract.py", "-k", "line", "--server",
+         "%s %s {port}" % (sys.executable, program)], cwd=ROOT, env=marked("end"), stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: [name[:6] for name in still_running("end")] == ["python"] * 3, "pytest and two of the server")
+    finally:
+        run.terminate()
+        run.wait(PATIENCE)
+    assert not still_running("end")
 
 
 def test_trace():
