@@ -5,6 +5,7 @@ Pictures of it are left in build/book-shots. Look at them after a change of page
 
 import base64
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -47,9 +48,15 @@ def make_book(folder, *arguments, **environment):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def book(tmp_path_factory):
-    return make_book(tmp_path_factory.mktemp("site") / "book")
+    """Made once: several processes run these tests, in one folder."""
+    folder = tmp_path_factory.getbasetemp() / "site"
+    with open("%s.lock" % folder, "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            make_book(tmp_path_factory.getbasetemp() / "unfinished").rename(folder)
+    return folder
 
 
 # ---- A browser
@@ -124,7 +131,7 @@ class Browser:
         self.driver.wait(PATIENCE)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser():
     browser = Browser()
     yield browser
