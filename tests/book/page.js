@@ -277,6 +277,7 @@ function set_up_terminal(figure) {
 /* ---- From the beginning ------------------------------------------------------------------------ */
 
 const toc = find(".toc");
+all("pre, .table, .screen").forEach(wide => { wide.tabIndex = 0; }); /* so that the keyboard scrolls them */
 all(".terminal").forEach(set_up_terminal);
 if (states)
     set_up_column();

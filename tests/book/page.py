@@ -307,7 +307,7 @@ class Page:
             elif token.type == "inline":
                 self.inline(token)
             elif token.type in ("table_open", "table_close"):
-                token = raw('<div class="table" tabindex="0"><table>' if token.nesting > 0 else "</table></div>")
+                token = raw('<div class="table"><table>' if token.nesting > 0 else "</table></div>")
             elif token.type == "html_block":
                 token = raw(re.sub(r"<!-- explore: (\w+) -->", self.explorable, token.content))
             elif token.type == "fence":
@@ -366,7 +366,7 @@ class Page:
         return MARKDOWN.renderer.renderInline(section.title.children, MARKDOWN.options, {})
 
     def drawing(self, text):
-        role = 'role="img" aria-label="%s"' % self.words["drawing"] if text.startswith("   ") else 'tabindex="0"'
+        role = 'role="img" aria-label="%s"' % self.words["drawing"] if text.startswith("   ") else ""
         text = textwrap.dedent(text)
         columns = max(map(len, text.split("\n")))
         return '<pre class="drawing" style="--columns: %d" %s>%s</pre>\n' % (columns, role, escape(text))
@@ -390,9 +390,9 @@ class Page:
             come, go = come + (sign in ("+", "")), go + (sign == "-")
             line = sign + in_html(colours.get(line, escape(line))) + "\n"
             result.append({"+": "<ins>%s</ins>", "-": "<del>%s</del>"}.get(sign, "%s") % line)
-        pre = '<pre tabindex="0"><code>%s</code></pre>' % "".join(result)
+        pre = "<pre><code>%s</code></pre>" % "".join(result)
         return pre if not number else (
-            '<figure class="code" id="%s-%d"><figcaption><span>%s</span> <small>+%d%s</small></figcaption>%s</figure>\n' % (
+            '<figure class="code" id="%s-%d"><figcaption>%s <small>+%d%s</small></figcaption>%s</figure>\n' % (
                 self.section.id, number, caption, come, " −%d" % go if go else "", pre))
 
     def data(self):
@@ -429,7 +429,7 @@ class Page:
                 table = ' class="table"' if re.search(r"\S {3,}\S", came) else ""
                 result.append("<samp%s>%s</samp>" % (table, escape(came)))
         return ('<figure class="terminal" aria-label="%s"><figcaption>%s</figcaption>'
-                '<div class="screen" tabindex="0">%s</div></div></figure>\n') % (
+                '<div class="screen">%s</div></div></figure>\n') % (
                     self.words["session"], self.words["seen"] % system if system else self.words["notes"],
                     "".join(result)[6:])
 
