@@ -111,7 +111,14 @@ def run_client():
     return run
 
 
-@pytest.mark.parametrize("size", [0, 3, 32 * MIB])
+def more_than_the_buffers():
+    """A size that the four buffers between a client and a server cannot hold, however far they grow: bytes."""
+    with open("/proc/sys/net/ipv4/tcp_rmem", encoding="ascii") as rmem, \
+            open("/proc/sys/net/ipv4/tcp_wmem", encoding="ascii") as wmem:
+        return 2 * (int(rmem.read().split()[2]) + int(wmem.read().split()[2])) + MIB
+
+
+@pytest.mark.parametrize("size", [0, 3, pytest.param(more_than_the_buffers(), id="more-than-the-buffers")])
 def test_client_prints_what_comes_back_and_ends(server, run_client, size):
     data = os.urandom(size)
     done = run_client(server.port, text=data)

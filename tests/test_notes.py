@@ -133,12 +133,13 @@ class Terminal:
         return there
 
     def wait(self, condition):
-        """Until condition() is true; whether it came to that."""
-        end = time.monotonic() + PATIENCE
+        """Until condition() is true; whether it came to that. While it prints there is hope, but not for ever."""
+        end, at_last = time.monotonic() + PATIENCE, time.monotonic() + 5 * PATIENCE
         while not condition():
-            if time.monotonic() > end:
+            if time.monotonic() > min(end, at_last):
                 return False
-            self.read(0.05)
+            if self.read(0.05):
+                end = time.monotonic() + PATIENCE
         return True
 
     def record(self):
