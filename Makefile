@@ -121,7 +121,7 @@ herd: $(BUILD)/day05/herd ## herd [WORKERS=10] [CONNECTIONS=100] [DELAY=0] [WAY=
 switches: $(BUILD)/bench/forking $(BUILD)/day03/server ## switches: a process for each client against one epoll loop, counted
 	@tests/switches.py
 
-bench: programs ## bench [QUICK=1]: our servers beside libev, libuv and libevent (three minutes)
+bench: programs ## bench [QUICK=1]: our servers beside libev, libuv, libevent and io_uring (five minutes)
 	@tests/bench.py $(if $(QUICK),--quick)
 
 scale: programs ## scale [QUICK=1]: what idle clients cost, select against epoll (two minutes)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""make bench: our servers beside the barest loop that is possible, and beside three libraries.
+"""make bench: our servers beside the barest loop that is possible, three libraries, and io_uring.
 
 The servers take turns, for several rounds. Each is started anew, and measured with
 
@@ -8,6 +8,10 @@ The servers take turns, for several rounds. Each is started anew, and measured w
   one fast client      it sends all it can, and reads all that comes: bytes a second
   10,000 silent ones   bytes of memory for each
 
+Then the barest loop, day 3 and io_uring alone, for 1, 50 and 1000 clients in flight: CPU, requests, and
+system calls, which perf counts in a run of its own, since that takes time. Here a process that wakes up
+does not interrupt the one that runs (SCHED_BATCH), so that requests really come together.
+
 CPU is what /proc says of the server's own processes, in user mode and in the kernel. All run on one
 core: on two, what is done in a second depends on who happens to be asleep when the other has
 something to say, and a server that is slower may come out faster, since it finds more to do each time
@@ -15,19 +19,25 @@ it wakes up. What is not installed is left out.
 """
 
 import argparse
+import functools
 import os
 import re
+import shutil
 import subprocess
+import tempfile
 from statistics import median
 
 from harness import MIB, ROOT
-from measuring import (REDIS_BENCHMARK, Crowd, main, program, progress, running, save,
+from measuring import (REDIS_BENCHMARK, Crowd, die_with_parent, main, program, progress, running, save,
                        with_redis_benchmark, with_stream)
 
 DAYS = ["day02", "day03", "day04", "day05"]
 LIMIT = "barest"
 LIBRARIES = {"libev": "libev-dev", "libuv": "libuv1-dev", "libevent": "libevent-dev"}  # Debian's names
+URING = "uring"
 ROUNDS = 7
+IN_FLIGHT = {1: 10_000, 50: 40_000, 1000: 100_000}  # and how many requests: connecting shall hardly show
+COMPARED = [LIMIT, "day03", URING]
 BUFFERS = [4, 8, 16, 32, 64, 128]  # KiB
 
 MEASURES = {
@@ -40,6 +50,13 @@ MEASURES = {
     "stream": "bulk stream, MiB a second",
     "cpu-stream": "CPU for a GiB of it, s",
     "memory": "memory for an idle client, bytes",
+}
+
+IN_FLIGHT_MEASURES = {
+    "cpu": "CPU for an echo, us",
+    "requests": "requests a second",
+    "memory": "memory of the server, bytes",
+    "calls": "system calls for an echo",
 }
 
 
@@ -57,17 +74,41 @@ def contenders():
     built, errors = build(LIMIT)
     assert built, errors
     names = [LIMIT, *DAYS]
-    for library, package in LIBRARIES.items():
-        built, errors = build(library)
-        if built:
-            names.append(library)
+    for name in [*LIBRARIES, URING]:
+        reason = lacking(name)
+        if reason:
+            print("%s is left out: %s" % (name, reason))
         else:
-            missing = re.search(r"(\S+): No such file", errors)
-            print("%s is left out: %s (Debian: %s)" % (
-                library, "no " + missing[1] if missing else "it cannot be built", package))
+            names.append(name)
     if not REDIS_BENCHMARK:
         print("redis-benchmark is missing (Debian: redis-tools): no requests, no connections")
+    if not can_count_calls():
+        print("perf is missing or may not count (Debian: linux-perf): no system calls")
     return names
+
+
+def lacking(name):
+    """Why a server cannot be had: what it needs is not installed, or the kernel does not let it. Or nothing."""
+    built, errors = build(name)
+    if not built:
+        missing, old = re.search(r"(\S+): No such file", errors), re.search(r"#error (.*)", errors)
+        why = "no " + missing[1] if missing else old[1] if old else "it cannot be built"
+        return "%s (Debian: %s)" % (why, LIBRARIES.get(name, "linux-libc-dev"))
+    with subprocess.Popen([program(name), "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          preexec_fn=die_with_parent) as server:
+        started = server.stdout.readline()
+        server.kill()
+        return "" if started else "the kernel says " + server.stderr.read().strip().removeprefix(name + ": ")
+
+
+PERF = ["perf", "stat", "-x,", "-e", "raw_syscalls:sys_enter"]
+
+
+@functools.cache
+def can_count_calls():
+    """Whether perf is there, and may do that."""
+    return shutil.which("perf") is not None and re.match(r"\d+,", subprocess.run(
+        [*PERF, "true"], capture_output=True, text=True, check=False).stderr) is not None
 
 
 # ---- One server, one round
@@ -98,6 +139,35 @@ def measure_memory(name, quick):
         with Crowd(server) as crowd:
             crowd.grow(count, talk=False)
             return (server.memory() - before) / count
+
+
+def measure_in_flight(names, rounds, quick):
+    """{how many: {name: {"cpu": [us for an echo], "requests": [a second], "memory": [bytes], "calls": [for an
+    echo]}}}. Memory is all of the server's own, after that."""
+    found = {count: {name: {what: [] for what in IN_FLIGHT_MEASURES} for name in names}
+             for count in IN_FLIGHT}
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # the servers inherit it
+    for number in range(rounds):
+        for name in names[number % len(names):] + names[:number % len(names)]:
+            progress("round %d of %d: %s, clients in flight" % (number + 1, rounds, name))
+            with running([program(name), "0"]) as server:
+                for count, requests in IN_FLIGHT.items():
+                    requests //= 20 if quick else 1
+                    row = found[count][name]
+                    echo = with_redis_benchmark(server, requests, clients=count)
+                    row["cpu"].append(echo["cpu"] * 1e6)
+                    row["requests"].append(echo["rate"])
+                    row["memory"].append(server.memory())
+                    if number == 0 and can_count_calls():
+                        row["calls"].append(calls_for_an_echo(server, requests, count))
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    return found
+
+
+def calls_for_an_echo(server, requests, count):
+    with tempfile.NamedTemporaryFile("r") as told:
+        with_redis_benchmark(server, requests, clients=count, wrapper=[*PERF, "-o", told.name, "-p", str(server.pid)])
+        return int(re.search(r"^(\d+),", told.read(), re.M)[1]) / requests
 
 
 def measure_buffers(rounds, quick):
@@ -150,6 +220,8 @@ def run():
     for name in names:
         progress("memory of " + name)
         figures["memory"][name] = [measure_memory(name, options.quick)]
+    compared = [name for name in COMPARED if name in names]
+    in_flight = measure_in_flight(compared, rounds, options.quick) if REDIS_BENCHMARK else {}
     buffers = measure_buffers(rounds, options.quick)
     progress("")
 
@@ -158,9 +230,13 @@ def run():
     for what, title in MEASURES.items():
         if figures[what]:
             print_table(title, {name: figures[what][name] for name in names}, limit=LIMIT)
+    for count, rows in in_flight.items():
+        for what, title in IN_FLIGHT_MEASURES.items():
+            if rows[LIMIT][what]:
+                print_table("%s, %d in flight" % (title, count), {name: rows[name][what] for name in rows}, limit=LIMIT)
     print_table("day 3, size of its buffer: CPU for a GiB, s", {"%d KiB" % n: v for n, v in buffers.items()})
     save("bench", "make bench" + (" QUICK=1" if options.quick else ""), options.quick, rounds=rounds,
-         figures=figures, buffers=buffers)
+         figures=figures, in_flight=in_flight, buffers=buffers)
 
 
 if __name__ == "__main__":

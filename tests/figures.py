@@ -214,12 +214,23 @@ def balance_table(data):
     return markdown(["event and figure", *data["figures"]], balance.rows(data["figures"]))
 
 
+def in_flight_table(data):
+    return markdown(
+        ["in flight", "server", "CPU for an echo, us", "range", "x barest", "requests a second",
+         "system calls for an echo"],
+        [["{:,}".format(int(count)), day(name), "%.2f" % median(row["cpu"]),
+          "%.2f to %.2f" % (min(row["cpu"]), max(row["cpu"])),
+          "%.2f" % (median(row["cpu"]) / median(rows["barest"]["cpu"])),
+          "{:,.0f}".format(median(row["requests"])), "%.2f" % median(row["calls"])]
+         for count, rows in data["in_flight"].items() for name, row in rows.items()])
+
+
 # name of the figure: the data, the tables; no figure if DRAW has none
 TABLES = {
     "herd": (["herd", "herd-delay"], [herd_table]),
     "switches": (["switches"], [switches_table]),
     "scale": (["scale"], [scale_table]),
-    "bench": (["bench"], [echo_table, other_table, buffer_table]),
+    "bench": (["bench"], [echo_table, other_table, buffer_table, in_flight_table]),
     "modes": (["modes"], [modes_table, herds_table]),
     "kernels": (["kernels"], [kernels_table, masks_table, differences_table]),
     "balance": (["balance"], [balance_table]),

@@ -58,14 +58,15 @@ def spread(server):
 
 # ---- Load
 
-def with_redis_benchmark(server, requests, clients=50, keep_alive=True):
+def with_redis_benchmark(server, requests, clients=50, keep_alive=True, wrapper=()):
     """A dict: seconds of the server's CPU for one request, requests a second, and how long half of
     them (median) and 99 of 100 (p99) took at most, in ms. A request is one PING; it is answered by
-    its own echo, which redis-benchmark takes for an answer. keep_alive=False: a connection for each."""
+    its own echo, which redis-benchmark takes for an answer. keep_alive=False: a connection for each.
+    wrapper: a command that runs it."""
     server.settle()
     before = server.cpu()
     done = subprocess.run(
-        [REDIS_BENCHMARK, "-p", str(server.port), "-c", str(clients), "-n", str(requests),
+        [*wrapper, REDIS_BENCHMARK, "-p", str(server.port), "-c", str(clients), "-n", str(requests),
          "-k", str(int(keep_alive)), "-t", "ping_mbulk", "--csv"],
         capture_output=True, text=True, check=True, timeout=100)
     server.settle()

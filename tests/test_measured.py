@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,9 @@ import kernels
 import measuring
 import modes
 import scale
-from harness import MIB, PATIENCE, ROOT, running_in_session, wait_until
+from harness import MIB, PATIENCE, ROOT, receive, running_in_session, wait_until
 from test_herd import WAYS, WHOLE_HERD
+from test_source import code
 
 FOLDER = ROOT / "tests" / "measured"
 NOTES = (ROOT / "NOTES.md").read_text()
@@ -31,7 +33,9 @@ DATA = {name: figures.load(FOLDER, name) for name in figures.COMMANDS}
 def test_the_data_come_from_whole_runs():
     """Not from make bench QUICK=1, nor from a run that left somebody out."""
     assert {name: data["command"] for name, data in DATA.items()} == figures.COMMANDS
-    assert list(DATA["bench"]["figures"]["cpu"]) == ["barest", *bench.DAYS, *bench.LIBRARIES]
+    assert list(DATA["bench"]["figures"]["cpu"]) == ["barest", *bench.DAYS, *bench.LIBRARIES, bench.URING]
+    assert all(list(rows) == bench.COMPARED and all(row[what] for row in rows.values() for what in row)
+               for rows in DATA["bench"]["in_flight"].values())
     assert list(DATA["modes"]["modes"]) == modes.MODES and len(DATA["modes"]["migrated"]) == modes.ROUNDS
     assert [list(map(int, rows)) for rows in DATA["modes"]["herds"].values()] == [modes.HERDS] * len(modes.WAYS)
     assert list(DATA["kernels"]["kernels"]) == [*kernels.RELEASES, kernels.HERE]
@@ -148,6 +152,7 @@ def quoted():
     yield ("With 64 KiB a stream costs %.2f times the CPU that it costs with 4 KiB, and %.2f times that with "
            "16 KiB. With 128 KiB it would be %.2f times that with 64."
            % (buffers[64] / buffers[4], buffers[64] / buffers[16], buffers[128] / buffers[64]))
+    yield from quoted_of_io_uring()
     yield from quoted_of_machines()
     yield from quoted_of_modes()
 
@@ -231,6 +236,34 @@ def test_the_notes_are_right_about_machines():
     assert played("silent", "sent on", "leastconn") < played("silent", "sent on", "roundrobin") / 4
 
 
+def quoted_of_io_uring():
+    loads = DATA["bench"]["in_flight"].values()
+    yield ("With 1, 50 and 1000 clients in flight an echo takes %.2f, %.2f and %.2f system calls there, and "
+           "%.2f, %.2f and %.2f on day 3."
+           % tuple(median(rows[name]["calls"]) for name in ("uring", "day03") for rows in loads))
+    yield ("It costs %.2f, %.2f and %.2f times the CPU that it costs on day 3, and %.2f, %.2f and %.2f times as many "
+           "come back in a second."
+           % tuple(median(rows["uring"][what]) / median(rows["day03"][what]) for what in ("cpu", "requests")
+                   for rows in loads))
+    memory = {name: median(row["memory"]) / MIB for name, row in DATA["bench"]["in_flight"]["1000"].items()}
+    yield ("The server has %d lines of code, where the one on libev has %d, and with 1000 clients in flight it has "
+           "%.1f MiB of its own, where day 3 has %.1f."
+           % (code("tests/bench/uring.c"), code("tests/bench/libev.c"), memory["uring"], memory["day03"]))
+
+
+def test_the_notes_are_right_about_io_uring():
+    """What they say in words."""
+    def times(count, what):
+        rows = DATA["bench"]["in_flight"][count]
+        return median(rows["uring"][what]) / median(rows["day03"][what])
+
+    loads = DATA["bench"]["in_flight"]
+    assert loads["1"]["uring"]["calls"][0] == pytest.approx(2, abs=0.1)
+    assert all(2 <= rows["day03"]["calls"][0] < 3.1 for rows in loads.values())
+    assert times("1", "cpu") > 1 and all(3 * times(count, "calls") < times(count, "cpu") < 1 for count in ("50", "1000"))
+    assert median(loads["50"]["day03"]["cpu"]) < middle("cpu", "day03")
+
+
 @pytest.mark.parametrize("sentence", quoted(), ids=lambda sentence: sentence[:30])
 def test_figures_in_the_text_are_those_of_the_data(sentence):
     assert sentence in " ".join(NOTES.split()), "NOTES.md should say: " + sentence
@@ -251,16 +284,79 @@ def test_bench_measures_all_it_promises():
 def test_bench_without_what_it_would_like_to_have(monkeypatch, capsys):
     """The streams and the memory are measured all the same."""
     def build(name):
-        return name not in bench.LIBRARIES, "x.c:1:10: fatal error: ev.h: No such file or directory"
+        return name == "barest", "x.c:1:10: fatal error: ev.h: No such file or directory"
 
     monkeypatch.setattr(bench, "build", build)
+    monkeypatch.setattr(bench, "can_count_calls", lambda: False)
     monkeypatch.setattr(bench, "REDIS_BENCHMARK", None)
     assert bench.contenders() == ["barest", *bench.DAYS]
     said = capsys.readouterr().out
-    for library, package in bench.LIBRARIES.items():
-        assert "%s is left out: no ev.h (Debian: %s)\n" % (library, package) in said
+    for name, package in {**bench.LIBRARIES, "uring": "linux-libc-dev"}.items():
+        assert "%s is left out: no ev.h (Debian: %s)\n" % (name, package) in said
+    assert "perf is missing or may not count (Debian: linux-perf): no system calls\n" in said
     assert "redis-benchmark is missing (Debian: redis-tools): no requests, no connections\n" in said
     assert set(bench.measure("day02", quick=True)) == {"stream", "cpu-stream"}
+
+
+@needs_redis
+def test_bench_of_clients_in_flight(monkeypatch):
+    monkeypatch.setattr(bench, "IN_FLIGHT", {1: 4000, 30: 8000})
+    found = bench.measure_in_flight(["barest", "day03"], 2, quick=True)
+    assert list(found) == [1, 30] and all(list(rows) == ["barest", "day03"] for rows in found.values())
+    for rows in found.values():
+        for row in rows.values():
+            assert all(len(row[what]) == 2 and min(row[what]) > 0 for what in ("cpu", "requests", "memory"))
+    if bench.can_count_calls():  # the wait, one read, one write; connecting and leaving come on top
+        assert 3 <= found[1]["day03"]["calls"][0] < 4
+
+
+@pytest.fixture
+def uring():
+    reason = bench.lacking("uring")
+    if reason and "cannot be built" not in reason:
+        pytest.skip("uring is left out: " + reason)
+    assert not reason
+    return str(measuring.program("uring"))
+
+
+def test_uring_keeps_the_contract(uring):
+    """All that make check asks of any server, but for its end: it has no handler, and says no goodbye."""
+    with subprocess.Popen(
+            [ROOT / "tests" / "run", "-q", "-x", ROOT / "tests" / "test_contract.py", "--server", uring + " {port}",
+             "-k", "not inherited_signal_settings and not nothing_is_lost_at_the_end"],
+            stdout=subprocess.PIPE, text=True) as run:
+        try:
+            said, _ = run.communicate(timeout=4 * PATIENCE)
+        finally:
+            run.send_signal(signal.SIGINT)  # if it has not ended, it ends the server
+    assert run.returncode == 0 and re.search(r"\d\d passed", said), said
+
+
+def test_uring_has_fewer_buffers_than_its_clients_need(launch, uring):
+    """Its pool has 64. Seventy clients do not read what they send, and two hundred more have each sent
+    something when the server comes to look: all of them get what is their own, the latter at once."""
+    server = launch([uring, "0"]).listening()
+    server.ours = False  # it ends by a signal, and says so
+    deaf = [server.connect(receive_buffer=4096, segment=500) for _ in range(70)]
+    socks = [server.connect() for _ in range(200)]
+    filled = [server.fill(sock) for sock in deaf]
+    server.pause()
+    data = [os.urandom(200_000) for _ in socks]
+    for sock, own in zip(socks, data):
+        sock.sendall(own)
+    server.resume()
+    for sock, own in zip([*socks, *deaf], [*data, *filled]):
+        assert receive(sock, len(own)) == own
+
+
+def test_uring_where_the_kernel_forbids_it(uring, strace, tmp_path, monkeypatch):
+    """It is left out, and make bench says why."""
+    path = tmp_path / "uring"
+    path.write_text("#!/bin/sh\nexec %s\n" % shlex.join([*strace("io_uring_setup:error=EPERM"), uring, "0"]))
+    path.chmod(0o755)
+    monkeypatch.setattr(bench, "build", lambda name: (True, ""))
+    monkeypatch.setattr(bench, "program", lambda name: path)
+    assert bench.lacking("uring") == "the kernel says io_uring_setup: Operation not permitted"
 
 
 def test_a_stream_that_loses_bytes_is_no_result(launch, tmp_path):
