@@ -19,6 +19,7 @@ it wakes up. What is not installed is left out.
 """
 
 import argparse
+import fcntl
 import functools
 import os
 import re
@@ -63,9 +64,12 @@ IN_FLIGHT_MEASURES = {
 # ---- Who is there
 
 def build(name):
-    """Has make build a server of tests/bench; returns whether it could, and what the compiler says."""
+    """Has make build a server of tests/bench, one at a time: two linkers would write the same file. Returns whether
+    it could, and what the compiler says."""
     target = os.path.relpath(program(name), ROOT)
-    done = subprocess.run(["make", "-s", "-C", ROOT, target], capture_output=True, text=True, check=False)
+    with open(ROOT / "Makefile", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(["make", "-s", "-C", ROOT, target], capture_output=True, text=True, check=False)
     return done.returncode == 0, done.stderr
 
 

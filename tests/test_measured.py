@@ -301,6 +301,7 @@ def test_bench_without_what_it_would_like_to_have(monkeypatch, capsys):
 @needs_redis
 def test_bench_of_clients_in_flight(monkeypatch):
     monkeypatch.setattr(bench, "IN_FLIGHT", {1: 4000, 30: 8000})
+    assert bench.build("barest")[0]
     found = bench.measure_in_flight(["barest", "day03"], 2, quick=True)
     assert list(found) == [1, 30] and all(list(rows) == ["barest", "day03"] for rows in found.values())
     for rows in found.values():
