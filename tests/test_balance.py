@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import balance
-from harness import ROOT, SANITIZED, marked, still_running, wait_until
+from harness import PATIENCE, ROOT, SANITIZED, marked, still_running, wait_until
 
 needs_machines = pytest.mark.skipif(balance.missing() is not None, reason=str(balance.missing()))
 
@@ -68,7 +68,7 @@ def test_what_is_lost_and_what_is_left(begin, tmp_path):
     links = os.listdir("/sys/class/net")
     process, made = begin()
     assert len(made) == 4
-    assert process.wait() == 0, process.err
+    assert process.process.wait(4 * PATIENCE) == 0, process.err  # 13 s, with a machine of its own
     process.errors()
     check_that_nothing_is_left(made, links, tmp_path)
 

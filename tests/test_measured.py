@@ -320,6 +320,7 @@ def uring():
     return str(measuring.program("uring"))
 
 
+@pytest.mark.book  # it takes its time
 def test_uring_keeps_the_contract(uring):
     """All that make check asks of any server, but for its end: it has no handler, and says no goodbye."""
     with subprocess.Popen(
