@@ -354,6 +354,8 @@ class Run:
             killed = [line for line in errors if re.match(r"server: worker \d \(pid \d+\) was killed", line)]
             errors = [line for line in errors if line not in killed]
             check(len(killed) == self.when[0] - 2, "not each worker that was killed has a line")
+        else:
+            check(not any("was killed by signal 9" in line for line in errors), "a worker did not end by itself", Late)
         line, least, most = self.promised(injected)
         check(least <= len(errors) <= most and all(re.fullmatch(line, text) for text in errors),
               "%d to %d lines %r expected on stderr" % (least, most, line))
