@@ -231,8 +231,8 @@ def test_a_client_that_sends_without_end_starves_nobody(server):
 @ours
 @since(2)
 def test_nor_if_it_is_faster_than_the_server(start, strace):
-    """Each recv takes 2 ms, so that the next bytes are there before the last are echoed."""
-    server = start(wrapper=strace("recvfrom:delay_enter=2000"))
+    """Each recv takes 10 ms, so that the next bytes are there before the last are echoed."""
+    server = start(wrapper=strace("recvfrom:delay_enter=10000"))
     with greedy_client(server):
         for _ in range(3):
             with server.connect() as sock:
@@ -328,6 +328,8 @@ def test_sleeps_when_all_have_gone(server):
         sock.sendall(b"x")
         reset(sock)
         server.connect().close()
+    with server.connect() as sock:
+        assert server.echoes(sock)  # so it has seen what was before
     server.settle()
     sleeps(server)
     server.errors()  # a reset that comes before the server looks is an error, each time
