@@ -1,4 +1,4 @@
-# One echo server, written five times. `make help` says what there is.
+# One echo server, written five times. `make help` lists the targets.
 
 CC      ?= cc
 CFLAGS  ?= -O2 -g
@@ -21,13 +21,13 @@ DAYS   := day01 day02 day03 day04 day05
 folder  = $(wildcard $(1)-*)
 
 all: programs ## all: build everything
-	@echo "everything is in $(BUILD)/; make help says what you can do with it"
+	@echo "everything is in $(BUILD)/; make help lists what you can do with it"
 
-# ---- Programs. A server is made of all .c files of its folder, but for those that stand alone.
+# ---- Programs. A server is built from all .c files in its folder, except those that stand alone.
 
 ALONE := %/client.c %/bzero_pitfall.c %/two_servers.c %/herd.c
 
-# $(1): where to, $(2): the sources beside common/die.c
+# $(1): the output file, $(2): the sources besides common/die.c
 define program
 programs: $(BUILD)/$(1)
 $(BUILD)/$(1): $(2) $(wildcard common/die.[ch] $(dir $(firstword $(2)))*.h)
@@ -35,7 +35,7 @@ $(BUILD)/$(1): $(2) $(wildcard common/die.[ch] $(dir $(firstword $(2)))*.h)
 	$(QUIET)$$(CC) -std=gnu11 -pthread $(WARNING) $$(CFLAGS) $(SANITIZE) -o $$@ $$(filter %.c,$$^) $$(LDFLAGS)
 endef
 
-# $(1): where to, $(2): the sources. If there are any: a step of the notes does not have all files yet.
+# The same, if the sources are there: a step of the notes does not have all files yet.
 there_is = $(if $(wildcard $(firstword $(2))),$(eval $(call program,$(1),$(2))))
 
 $(foreach day,$(DAYS),$(call there_is,$(day)/server,$(filter-out $(ALONE),$(wildcard $(call folder,$(day))/*.c))))
@@ -44,7 +44,7 @@ $(call there_is,day04/bzero_pitfall,day04-epoll-class/bzero_pitfall.c)
 $(call there_is,day04/two_servers,$(addprefix day04-epoll-class/,two_servers.c server.c epoll.c))
 $(call there_is,day05/herd,day05-herd/herd.c)
 
-# ---- What make bench measures beside the days: other servers, and day 3 with a buffer of so many KiB
+# ---- What make bench measures besides the days: other servers, and day 3 with buffers of other sizes
 
 $(BUILD)/bench/%: tests/bench/%.c tests/bench/listener.h
 	@mkdir -p $(@D)
@@ -63,8 +63,8 @@ $(BUILD)/kernels/%:
 	@mkdir -p $(@D)
 	$(QUIET)$(CC) -std=gnu11 -pthread -static $(WARNING) $(CFLAGS) -o $@ $(filter %.c,$^)
 
-# ---- What a reader types. With STEP=N it is about a day as it stands after a step of the notes, which lies
-# in a tree of its own.
+# ---- What a reader types. With STEP=N it applies to a day as it stands after a step of the notes, which is
+# built in a tree of its own.
 
 ifdef STEP
 day  = $(lastword $(subst -, ,$@))
@@ -103,7 +103,7 @@ client: $(BUILD)/day01/client ## client: build the client, the same for all days
 # diff exits with 1 when the files differ, which is the point, and with 2 when it failed.
 $(DAYS:%=diff-%): diff-%: ## diff-dayNN: what is new in a day
 	@day=$(call folder,$*); before=$$(ls -d day0*-* | grep -B1 -x $$day | head -n 1); \
-	[ $$before != $$day ] || echo "$$day is the first day: nothing was there before it"; \
+	[ $$before != $$day ] || echo "$$day is the first day, so there is nothing to compare it with"; \
 	for file in server.c $$(cd $$day && ls | grep '\.[ch]$$' | grep -vxE '(server|client|bzero_pitfall)\.c'); do \
 	    diff -uN --color=auto $$before/$$file $$day/$$file || [ $$? = 1 ] || exit 2; done
 
@@ -118,37 +118,37 @@ herd: $(BUILD)/day05/herd ## herd [WORKERS=10] [CONNECTIONS=100] [DELAY=0] [WAY=
 	@tests/herd.py $(if $(WORKERS),--workers $(WORKERS)) $(if $(CONNECTIONS),--connections $(CONNECTIONS)) \
 	    $(if $(DELAY),--delay $(DELAY)) $(if $(WAY),--way $(WAY))
 
-switches: $(BUILD)/bench/forking $(BUILD)/day03/server ## switches: a process for each client against one epoll loop, counted
+switches: $(BUILD)/bench/forking $(BUILD)/day03/server ## switches: count the context switches of a process per client, and of one epoll loop
 	@tests/switches.py
 
-bench: programs ## bench [QUICK=1]: our servers beside libev, libuv, libevent and io_uring (five minutes)
+bench: programs ## bench [QUICK=1]: compare our servers with libev, libuv, libevent and io_uring (five minutes)
 	@tests/bench.py $(if $(QUICK),--quick)
 
-scale: programs ## scale [QUICK=1]: what idle clients cost, select against epoll (two minutes)
+scale: programs ## scale [QUICK=1]: measure what idle clients cost, with select and with epoll (two minutes)
 	@tests/scale.py $(if $(QUICK),--quick)
 
-modes: programs ## modes [QUICK=1]: day 5's modes side by side, also when a worker hangs or dies (four minutes)
+modes: programs ## modes [QUICK=1]: compare day 5's modes, also when a worker hangs or dies (four minutes)
 	@tests/modes.py $(if $(QUICK),--quick)
 
-kernels: ## kernels [QUICK=1]: the laboratory on the kernels of Debian 11 to sid, emulated (three minutes)
+kernels: ## kernels [QUICK=1]: run the laboratory on the kernels of Debian 11 to sid, in an emulator (three minutes)
 	@tests/kernels.py $(if $(QUICK),--quick)
 
-balance: $(BUILD)/day05/server ## balance [QUICK=1]: day 5 on three machines behind HAProxy, as root (two minutes)
+balance: $(BUILD)/day05/server ## balance [QUICK=1]: run day 5 on three machines behind HAProxy, as root (two minutes)
 	@tests/balance.py $(if $(QUICK),--quick)
 
-figures: ## figures [FROM=build/measured]: draw what herd, switches, scale, bench, modes, kernels and balance have measured
+figures: ## figures [FROM=build/measured]: draw the results of herd, switches, scale, bench, modes and balance
 	@tests/figures.py $(FROM)
 
-test: programs ## test: run the tests of the servers and of all else that is here
+test: programs ## test: run all tests, except those of the book
 	@$(TESTS) -m "not book"
 
-test-book: programs ## test-book: type every session of the notes, and test every step on its own and on the one before
+test-book: programs ## test-book: type every session of the notes, run each step's tests on it and on the one before, test the exercises and the site
 	@$(TESTS) -m book
 
 book: ## book: make a site of the notes, with the code of each step beside them, in build/book
 	@tests/book/page.py $(BUILD)/book
 
-check: ## check SERVER='./mine {port}' [DAY=1] [TEST=bytes] [TRACE=1]: which promises a server of yours keeps, in any language
+check: ## check SERVER='./mine {port}' [DAY=1] [TEST=bytes] [TRACE=1]: say which promises your own server keeps, in any language
 	@[ -n "$(SERVER)" ] || { echo "check: which one? make check SERVER='./mine {port}'"; exit 2; }
 	@PATIENCE=$${PATIENCE:-5} tests/run $(if $(TRACE),-q,-p no:terminal --card) tests/test_contract.py \
 	    --server '$(SERVER)' $(if $(DAY),--day $(DAY)) $(if $(TEST),-k '$(TEST)')
@@ -159,15 +159,15 @@ exercise-%: ## exercise-2.1: say what to do, make mine/2.1/ to do it in, build w
 exercises: ## exercises: list them, three for each day
 	@tests/exercises.py
 
-pitfall-%: programs ## pitfall-NAME [TRACE=1]: break a server in one way: symptom, cause, cure, and the test that notices
+pitfall-%: programs ## pitfall-NAME [TRACE=1]: put one bug into a server; see its symptom, cause and cure, and the test that catches it
 	@TRACE=$(TRACE) python3 tests/pitfall.py $*
 
-pitfalls: ## pitfalls: list the ways
+pitfalls: ## pitfalls: list these bugs
 	@python3 tests/pitfall.py
 
 SOURCES := $(wildcard common/*.[ch] day0*/*.[ch] tests/bench/*.[ch] tests/kernels/*.c)
 
-lint: ## lint: check the form of the code and look for mistakes
+lint: ## lint: check the format of the C code, and look for mistakes in it
 	@for tool in clang-format cppcheck; do \
 	    command -v $$tool >/dev/null || { echo "lint: $$tool is not installed"; exit 1; }; done
 	clang-format --dry-run -Werror $(SOURCES)
@@ -180,7 +180,7 @@ clean: ## clean: remove what was built
 help: ## help: show this
 	@sed -n 's/^[^#]*:.* ## \([^:]*\): /\1:/p' Makefile | \
 	    awk -F : '{ printf "  make %s\n        %s\n", $$1, $$2 }'
-	@echo "  with V=1 you see how the compiler is called"
+	@echo "  with V=1 make shows how it calls the compiler"
 	@echo "  with SAN=1 any of these uses AddressSanitizer, with CC=clang another compiler"
 
 .PHONY: all programs client steps test-book book herd switches bench scale modes kernels balance figures test check exercises pitfalls lint clean help $(DAYS) $(foreach what,run diff test,$(DAYS:%=$(what)-%))
