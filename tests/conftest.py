@@ -20,7 +20,7 @@ from parallel import Parallel
 from promises import PROMISES
 from score import Card, day_of, in_words
 
-# What the contract is held to: a name, the program, its options.
+# The servers that are held to the contract: a name, the program, its options.
 SERVERS = {
     "day01": ("day01", []),
     "day02": ("day02", []),
@@ -37,10 +37,10 @@ SERVERS = {
 def pytest_addoption(parser):
     parser.addoption("--server", help="hold this command to the contract; {port} is the port")
     parser.addoption("--day", type=int, default=5, help="with --server: no more than day 1, 2, … promises")
-    parser.addoption("--card", action="store_true", help="with --server: a line for each promise, in place of pytest's")
-    parser.addoption("--step", help="day01/4: what the server of BUILD promises, as it stands after that step")
+    parser.addoption("--card", action="store_true", help="with --server: a line for each promise, not pytest's output")
+    parser.addoption("--step", help="day01/4: only what the server in BUILD promises after that step")
     parser.addoption("--promised-by", type=int, help="of these, only what is new with that step")
-    parser.addoption("--processes", type=int, default=1, help="so many tests are run at a time")
+    parser.addoption("--processes", type=int, default=1, help="how many tests run at a time")
 
 
 def pytest_configure(config):
@@ -52,7 +52,7 @@ def pytest_configure(config):
     # Started in the background of a shell we would ignore SIGINT (sh(1)), and so would all that we start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     use_all_descriptors()
-    # What a test has measured is not to take the place of what the reader has.
+    # What a test measures must not replace what the reader has measured.
     os.environ["MEASURED"] = str(BUILD / "tests" / "measured")
     if config.option.server:
         adopt_orphans()
@@ -63,7 +63,7 @@ def pytest_configure(config):
 
 
 def pytest_sessionstart(session):
-    if not session.config.option.server and BUILD.parent == ROOT:  # else it is built, from sources of its own
+    if not session.config.option.server and BUILD.parent == ROOT:  # otherwise it has been built, from its own sources
         subprocess.run(["make", "-s", "-C", ROOT, "programs"], check=True)
 
 
@@ -78,7 +78,7 @@ def pytest_generate_tests(metafunc):
             found = metafunc.definition.get_closest_marker(name)
             return found.args[0] if found else default
 
-        # Day 5 makes the system calls of day 4 (test_source.py sees to it): once is enough to make
+        # Day 5 makes the system calls of day 4 (test_source.py checks that): once is enough to make
         # them fail, if the test does not say otherwise.
         last = 4 if "strace" in metafunc.fixturenames else 5
         days = range(mark("since", 1), mark("until", last) + 1)
@@ -135,7 +135,7 @@ def launch(request):
     for server in servers:
         ended = server.process.poll() is not None
         try:
-            # Early steps cannot end, and what a test has found broken need not.
+            # Early steps have no end of their own, and a server that a test has found broken need not end as it should.
             if not ended and server.ours and not request.config.option.step and not failed:
                 server.resume()
                 server.let_clients_end()
@@ -161,7 +161,7 @@ def start_day(launch, request):
                 prepare()
 
         command = [*wrapper, program(day), *arguments]
-        change = prepare_all if limits or prepare else None  # without, subprocess need not copy our memory: vfork
+        change = prepare_all if limits or prepare else None  # without it, subprocess need not copy our memory: vfork
         server = launch(command, prepare=change, **options).listening()
         if request.config.option.step:  # day 5 says so before it is true, until step 5
             wait_until(lambda: is_listening(server.port), "the listener")
@@ -172,14 +172,14 @@ def start_day(launch, request):
 
 @pytest.fixture
 def start(server_name, request, start_day, launch):
-    """start(…): the server under test, whichever it is. one_process: where a day has several, one
-    worker has to do, for what is counted is one process's own."""
+    """start(…): the server under test, whichever it is. one_process: day 5 gets one worker,
+    because what is counted belongs to one process."""
     text = request.config.option.server
 
     def start_ours(*arguments, port=0, host=None, one_process=False, **options):
         day, extra = SERVERS[server_name]
         if request.config.option.step:
-            port, extra = port or free_port(), []  # the first steps know no other, and no options
+            port, extra = port or free_port(), []  # the first steps know neither port 0 nor options
         one = ["-w", "1"] if one_process and "-w" in extra else []
         where = [str(port)] if host is None else [str(port), host]
         return start_day(day, *extra, *one, *arguments, *where, **options)
@@ -234,15 +234,15 @@ def strace():
 
 @pytest.fixture(autouse=True)
 def no_leak_check_under_strace(request, monkeypatch):
-    """LeakSanitizer and strace both want to be the one who traces."""
+    """LeakSanitizer has to trace the process itself, and cannot while strace does."""
     if SANITIZED and "strace" in request.fixturenames:
         monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")
 
 
 @pytest.fixture
 def price_of_idle_clients():
-    """price_of_idle_clients(server, 900): how many times the CPU for an echo with so many idle clients
-    is that without them. One echo after the other, so that each wake-up is for one client alone, and
+    """price_of_idle_clients(server, 900): the CPU for an echo with so many idle clients, as a
+    multiple of that without them. One echo after the other, so that each wake-up is for one client alone, and
     all on one core: moving between cores costs more than an echo."""
     cores = os.sched_getaffinity(0)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """make exercise-2.1: says what the task is, puts its starting point into mine/2.1/ if that is not there, builds
-what is in it, tries it out, and says what is not as it should be.
+what is in it, tries it out, and says what is still wrong.
 
 The tasks and hints stand in NOTES.md. A starting point is a file of a day, as it stands after a step, changed by
 tests/starts/2.1.patch if there is one, and what lies in tests/starts/2.1/. How it is tried out stands below.
@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from xml.etree import ElementTree
 
-os.environ.setdefault("PATIENCE", "5")  # seconds, and not 30: what a learner's server has not learned never comes
+os.environ.setdefault("PATIENCE", "5")  # seconds, not 30: what is missing never comes
 sys.path.insert(0, str(Path(__file__).resolve().parent / "book"))
 
 import steps
@@ -62,8 +62,8 @@ EXERCISES = {}
 
 
 def exercise(number, day, files="server.c", step=None, program="server"):
-    """Above the function that tries it out. files: what one begins with, as it stands after that step (without
-    one: the last) of the day."""
+    """Stands above the function that tries it out. files: what the reader begins with, as it stands after that step
+    of the day (without one, after the last)."""
     def enter(check):
         EXERCISES[number] = Exercise(number, day, files.split(), step, program, check)
         return check
@@ -102,7 +102,7 @@ class Exercise:
         return True
 
     def build(self):
-        """What the compiler says, it says to the reader."""
+        """Compiles it. What the compiler prints, the reader sees."""
         if not (MINE / "common").exists():  # for #include "../common/die.h"
             (MINE / "common").symlink_to(os.path.relpath(ROOT / "common", MINE))
         compiler = shlex.split(os.environ.get("COMPILE", "cc -std=gnu11 -pthread -Wall -Wextra"))
@@ -115,7 +115,7 @@ class Exercise:
     @contextlib.contextmanager
     def running(self, *arguments, trace=None, ports=1, env=None):
         """A server of the reader's, ready for clients. trace: system calls, which calls() then returns. All that it
-        starts ends with it."""
+        starts is killed with it."""
         wrapper, log = [], tempfile.NamedTemporaryFile("r", suffix=".strace")
         if trace:
             wrapper = ["strace", "-D", "-f", "-q", "-o", log.name, "-e", "signal=none", "-e",
@@ -187,7 +187,7 @@ def fate(server):
 # ---- What several of them need
 
 def hello(server, words="not even five bytes come back", sock=None, **options):
-    """A client that has said five bytes and has got them back."""
+    """A client that has sent five bytes and has got them back."""
     with otherwise(words):
         sock = sock or server.connect(**options)
         assert server.echoes(sock, b"hello")
@@ -317,7 +317,7 @@ def a_process_for_each(it):
         silent = [server.connect() for _ in range(5)]
         sock = hello(server, "five clients are there and say nothing, and a sixth gets no answer")
         threads = sum(len(os.listdir("/proc/%d/task" % pid)) for pid in server.processes())
-        need(threads >= 6, "six clients are there, and your processes and threads are only %d" % threads)
+        need(threads >= 6, "six clients are there, and you have only %d processes and threads" % threads)
         for one in silent:
             hello(server, "six clients are there, and one of them gets no answer", one)
         sock.shutdown(socket.SHUT_WR)
@@ -383,14 +383,14 @@ def a_limit_for_idle_clients(it):
         while quiet(idle):
             took = 1000 * (time.monotonic() - begin)
             need(took < limit + 1000, "while another client talks, an idle one is still there after %d ms" % took)
-            hello(server, "a client that is not idle has to go", busy)
+            hello(server, "a client that is not idle is dropped", busy)
             time.sleep(0.05)
-        hello(server, "a client that is not idle has to go", busy)
+        hello(server, "a client that is not idle is dropped", busy)
         busy.close()
         server.settle()
         before = server.switches()[0]
         time.sleep(2 * limit / 1000)
-        need(server.switches()[0] - before <= 1, "nobody is there, and the server wakes up all the same")
+        need(server.switches()[0] - before <= 1, "no client is there, and the server wakes up all the same")
     it.contract("(half_close and not held) or silent_client or ends_with or shortage", 2)
 
 
@@ -523,7 +523,7 @@ def a_back_end_of_poll(it):
         for sock in socks:
             sock.close()
         server.settle()
-        sleeps(server, "nobody is there any more")
+        sleeps(server, "no client is there any more")
     it.contract("half_close or never_reads or sleeps or come_and_go or shortage", 4)
 
 
@@ -531,13 +531,14 @@ def a_back_end_of_poll(it):
 def three_in_one_thread(it):
     with it.running(ports=3) as server:
         for i, port in enumerate(server.ports, 1):
-            with otherwise("nobody listens at port number %d of 3" % i):
+            with otherwise("no server listens at port number %d of 3" % i):
                 wait_until(lambda port=port: is_listening(port), "a listener")
         threads = len(os.listdir("/proc/%d/task" % server.pid))
-        need(threads == 1, "there are %d threads, and one is to serve all" % threads)
-        for number in (2, 0, 1, 2, 1):  # in no order that it could foresee
+        need(threads == 1, "there are %d threads, and one should serve all" % threads)
+        for number in (2, 0, 1, 2, 1):  # in an order that it cannot foresee
             server.port = server.ports[number]
-            hello(server, "at port number %d of 3 there is no answer while nobody speaks at the others" % (number + 1))
+            hello(server, "at port number %d of 3 there is no answer while no client speaks at the others" % (
+                number + 1))
         server.settle()
         sleeps(server)
         server.let_clients_end()
@@ -566,8 +567,8 @@ def who_is_woken(it):
 
 
 def herd(it, way, connections, delay=50):
-    """(connections, returned, nothing, woken) of a way, with four workers: what two of three runs say, for now and then
-    a worker has to sleep on the way to its accept."""
+    """(connections, returned, nothing, woken) of a way, with four workers: what most of three runs say, because now
+    and then a worker has to sleep on the way to its accept."""
     command, rows = [it.program, "-m", way, "-w", "4", "-c", str(connections), "-d", str(delay)], []
     for _ in range(3):
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
@@ -586,8 +587,8 @@ def herd(it, way, connections, delay=50):
 def another_way_to_wait(it):
     herd(it, "shared-oneshot", 1)
     *_, nothing, woken = herd(it, "shared-oneshot", 10)
-    need(woken == "10", "for 10 newcomers %s workers are woken" % woken)
-    need(nothing == "0", "of the workers that are woken %s find nothing" % nothing)
+    need(woken == "10", "for 10 newcomers a worker is woken %s times" % woken)
+    need(nothing == "0", "a worker is woken and finds nothing, %s times for 10 newcomers" % nothing)
     if it.traces("whether there is one instance for all, with EPOLLONESHOT"):
         with tempfile.NamedTemporaryFile("r", suffix=".strace") as log, otherwise("herd does not end"):
             subprocess.run(["strace", "-f", "-q", "-o", log.name, "-e", "signal=none", "-e",
@@ -596,7 +597,7 @@ def another_way_to_wait(it):
             calls = log.read()
         need("EPOLLONESHOT" in calls, "the listener is watched without EPOLLONESHOT")
         made = calls.count("epoll_create1(")
-        need(made == 1, "there are %d instances, and one is to do for all" % made)
+        need(made == 1, "there are %d instances, and there should be one for all" % made)
     for way in ("shared-et", "exclusive"):
         need(herd(it, way, 5)[3] == "5", "the way %s is not as it was" % way)
 
@@ -611,7 +612,7 @@ def reload(it):
             wait_until(lambda: len(set(server.processes()) - {parent, *old}) == 2, "two new workers")
         with otherwise("an old worker that has no clients does not end"):
             wait_until(lambda: len(server.processes()) <= 4, "its end")
-        hello(server, "a client that is there at SIGHUP is not served on until it leaves", sock)
+        hello(server, "a client that is there at SIGHUP is no longer served", sock)
         sock.close()
         with otherwise("an old worker whose last client has left does not end"):
             wait_until(lambda: not set(server.processes()) & set(old), "its end")
@@ -621,10 +622,10 @@ def reload(it):
             hello(server, "while workers are replaced, a newcomer is not served").close()
         with otherwise("at a second SIGHUP the workers are not replaced"):
             wait_until(lambda: len(server.processes()) == 4, "the worker that has a client, and two new ones")
-        hello(server, "a client that is there at a second SIGHUP is not served on until it leaves", sock)
+        hello(server, "a client that is there at a second SIGHUP is no longer served", sock)
         everyone = server.processes()
         server.process.terminate()
-        with otherwise("SIGTERM does not end all of them, also those that were about to end, within two seconds"):
+        with otherwise("SIGTERM does not end all of them within two seconds, those included that were about to end"):
             assert server.process.wait(2) == 0
             wait_until(lambda: not any(Path("/proc/%d" % pid).exists() for pid in everyone), "their end")
     it.contract("half_close or test_resets or come_and_go or ends_with", 5)
@@ -652,7 +653,7 @@ def main(arguments):
         return
     it = EXERCISES.get(arguments[0])
     if it is None:
-        sys.exit("exercise: %s: there is none of that number; make exercises lists them" % arguments[0])
+        sys.exit("exercise: %s: no such exercise; make exercises lists them" % arguments[0])
     if MINE.exists() and not MINE.is_dir():
         sys.exit("exercise: %s is a file, and exercises need a folder of that name: move it away" % nice(MINE))
     use_all_descriptors()
@@ -665,7 +666,7 @@ def main(arguments):
     except (NotYet, OSError, AssertionError) as error:
         sys.exit("\n".join(["not yet: %s" % error, it.fate]).rstrip())
     if it.unchecked:
-        sys.exit("not checked: %s.\nAll else is as it should be" % "; ".join(it.unchecked))
+        sys.exit("not checked: %s.\nAll the rest is as it should be" % "; ".join(it.unchecked))
     print("done: %s" % it.number)
 
 

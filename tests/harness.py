@@ -28,7 +28,7 @@ PATIENCE = float(os.environ.get("PATIENCE", 30))
 STOP_WITHIN = 10 if SANITIZED else 1  # seconds; a sanitizer looks for leaks before it exits
 
 MIB = 1 << 20
-NO_END = 64 * MIB  # more than fits into all buffers of a connection, so the server takes it from there
+NO_END = 64 * MIB  # more than the buffers of a connection can hold: if all of it goes, the server itself has taken it
 
 
 def program(day, name="server"):
@@ -36,7 +36,7 @@ def program(day, name="server"):
 
 
 class Lines(list):
-    """The whole lines that were written to a file until the last look."""
+    """The complete lines that had been written to a file at the last look."""
 
     def __init__(self):
         super().__init__()
@@ -52,8 +52,8 @@ class Lines(list):
 
 
 class Server:
-    """A running server. What it wrote to stderr has to be taken by the test (errors), or else stop()
-    says that it was not expected."""
+    """A running server. The test has to take what the server writes to stderr (errors), or stop() fails,
+    because it was not expected."""
 
     started = []  # by the test that runs
 
@@ -69,7 +69,7 @@ class Server:
         self.pid = self.process.pid
         self.address = "127.0.0.1"
         self.port = port
-        self._clients = []  # kept, so that none is closed by the way before the server ends
+        self._clients = []  # kept, so that none is collected as garbage, and closed, before the server ends
 
     @property
     def out(self):
@@ -123,7 +123,7 @@ class Server:
         return self._wait(self._err, pattern, count)
 
     def errors(self, at_least=0):
-        """Takes the lines of stderr, which the caller expected. Waits until there are so many."""
+        """Takes the lines of stderr, which the caller expected. Waits until there are at_least so many."""
         if at_least:
             self.wait_err("", at_least)
         lines = list(self.err)
@@ -150,8 +150,8 @@ class Server:
         return sum(int(text.split()[0]) for text in self._tasks("schedstat")) / 1e9
 
     def clock(self):
-        """Seconds, for a difference, without those in which a core was busy with something else: its threads, we, or a
-        tracer could have run, and did not."""
+        """Seconds, of which only differences mean something. Those in which its threads, we or a tracer were ready to
+        run, but had to wait for a core, do not count."""
         waits = [*self._tasks("schedstat"), read_proc("thread-self/schedstat")]
         tracer = re.search(r"TracerPid:\s+(\d+)", status_of(self.pid))[1]
         if tracer != "0":
@@ -239,7 +239,7 @@ class Server:
 
     def time_to_end(self):
         """Seconds until it has ended, without those that the machine was late: it wakes us from short sleeps no
-        sooner than it wakes the server, and what we wait too long is no fault of the server's."""
+        sooner than it wakes the server, and it is not the server's fault if we wait too long."""
         start, late, nap = time.monotonic(), 0, 0.005
         while not self.ended() and time.monotonic() - start < PATIENCE:
             before = time.monotonic()
@@ -254,7 +254,7 @@ class Server:
         return tuple(map(int, line.groups()))
 
     def let_clients_end(self):
-        """Shuts down the sending side of all of them: a server that says goodbye waits for that."""
+        """Shuts down the sending side of all clients: a server that says goodbye waits for that."""
         for sock in self._clients:
             try:
                 sock.shutdown(socket.SHUT_WR)
@@ -274,8 +274,8 @@ class Server:
 
     def connect(self, receive_buffer=None, segment=None, source=None):
         """A connected socket whose calls give up after PATIENCE. receive_buffer: bytes. segment: bytes
-        that fit into one TCP segment; the server's kernel makes its send buffer to measure. source:
-        the client's own address; thousands of connections from one take the kernel long to number."""
+        that fit into one TCP segment; the server's kernel makes its send buffer smaller, too. source:
+        the client's own address; with thousands of connections from one, the kernel takes long to find a free port."""
         sock = socket.socket(self._family())
         if segment:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
@@ -294,8 +294,8 @@ class Server:
         return receive_back(sock, data)
 
     def hold(self, sock):
-        """Sends just so much that the server has to hold some of it: it stops reading, but its kernel
-        has still room (for the end of the connection, too). Returns what was sent."""
+        """Sends just enough for the server to have to hold some of it: it stops reading, but its kernel
+        still has room (for the end of the connection, too). Returns what was sent."""
         sent = bytearray()
         while row_of(sock, server_side=True)[2] == 0 and len(sent) < NO_END:
             sent += send_what_fits(sock, os.urandom(1 << 14 if len(sent) < MIB else MIB))
@@ -325,14 +325,14 @@ class Server:
         raise AssertionError("no process of the server has this client")
 
     def pause(self):
-        """SIGSTOP, and waits until it stands. resume() lets it go on."""
+        """Sends SIGSTOP, and waits until all have stopped. resume() lets them go on."""
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has just ended
                 os.kill(pid, signal.SIGSTOP)
                 wait_until(lambda pid=pid: re.search(r"State:\t[TZ]", status_of(pid)), "the server to stop")
 
     def resume(self):
-        """Only those that stand: LeakSanitizer, at the end of a process, hangs when SIGCONT meets it."""
+        """Only those that have stopped: at the end of a process LeakSanitizer hangs if SIGCONT comes."""
         for pid in self.processes():
             try:
                 if "State:\tT" in status_of(pid):
@@ -355,13 +355,13 @@ class Server:
         return lift
 
     def limit_memory(self):
-        """No more than it has, which is all that it needs once its last worker waits for clients."""
+        """Allows it no more than it has, which is all that it needs once its last worker waits for clients."""
         self.settle()
         for pid in self.processes():
             resource.prlimit(pid, resource.RLIMIT_DATA, (4096, 4096))
 
     def fill(self, sock):
-        """Sends until nobody takes any more, or there is NO_END of it, and never reads. Returns what was sent."""
+        """Sends until no buffer takes any more, or NO_END bytes, and reads nothing. Returns what was sent."""
         sent = bytearray()
         sock.setblocking(False)
         piece = os.urandom(1 << 16)
@@ -379,15 +379,14 @@ class Server:
 
 
 def family(pid):
-    """{pid: the numbers of its threads}, of a process and all that descend from it, but for those that have ended and
-    are not yet waited for."""
+    """{pid: the numbers of its threads}, of a process and all that descend from it, except zombies."""
     found, queue = {}, [pid]
     while queue:
         pid = queue.pop()
         with contextlib.suppress(OSError):  # it has just ended
             threads = os.listdir("/proc/%d/task" % pid)
             for thread in threads:
-                with contextlib.suppress(OSError):  # only this one has
+                with contextlib.suppress(OSError):  # only this thread has
                     queue += map(int, read_proc("%d/task/%s/children" % (pid, thread)).split())
             if "State:\tZ" not in status_of(pid):
                 found[pid] = threads
@@ -417,7 +416,7 @@ def wait_until(condition, what):
 
 
 def receive(sock, length):
-    """Exactly so many bytes, fewer if the connection ends before."""
+    """Exactly so many bytes, or fewer if the connection ends before that."""
     data = bytearray()
     while len(data) < length:
         piece = sock.recv(min(length - len(data), 1 << 18))
@@ -447,7 +446,7 @@ def receive_back(sock, data):
 
 def exchange(sock, data, piece=1 << 18, half_close=False):
     """Sends data, reading all the while, and closes that direction when all is back; half_close: as soon as all
-    is sent. Returns what came back until end of file, on which half_close alone insists."""
+    is sent. Returns what came back until end of file, which only half_close insists on."""
     back, view, closed, poll = bytearray(), memoryview(data), False, select.poll()
     sock.setblocking(False)
     poll.register(sock, select.POLLIN | select.POLLOUT)
@@ -478,7 +477,7 @@ def exchange(sock, data, piece=1 << 18, half_close=False):
 
 
 def came_back(sent, back, then=""):
-    """That this is what was sent. Returns True, or says in words what it is, and what came then."""
+    """Checks that what came back is what was sent. Returns True, or fails and says in words what came instead."""
     if back != sent:
         raise AssertionError(difference(sent, back, then))
     return True
@@ -508,7 +507,7 @@ def reset(sock):
 
 
 def name_of(sock):
-    """A client as the server calls it."""
+    """A client's address, as the server prints it."""
     host, port = sock.getsockname()[:2]
     return ("[%s]:%d" if ":" in host else "%s:%d") % (host, port)
 
@@ -522,7 +521,8 @@ def row_of(sock, server_side):
 
 
 def has_keepalive(sock):
-    """Whether the server's end has a keepalive timer, as ss -o says; while something is on its way it is another."""
+    """Whether the server's end has a keepalive timer, as ss -o shows it. (While bytes are on their way, another timer
+    runs instead.)"""
     timer = None
 
     def at_rest():
@@ -572,8 +572,8 @@ def send_what_fits(sock, data):
 
 @functools.cache
 def musl():
-    """Whether the servers were built with musl: it words its errors in its own way, and does not
-    know the names of errno."""
+    """Whether the servers were built with musl: its texts of errors are its own, and it does not know the
+    names of errno."""
     return b"ld-musl" in next(BUILD.glob("day*/server")).read_bytes()
 
 
@@ -588,8 +588,8 @@ def failure(name):
 
 
 def free_port(ports=range(10_000, 32_000)):
-    """A port that nobody has, and that the kernel gives to nobody who did not ask for it (those are from
-    32768 on, ip_local_port_range): one of them may be another's before our server takes it."""
+    """A port that is free, and that the kernel does not choose by itself: one of those (from 32768 on,
+    ip_local_port_range) may be taken before our server can have it."""
     while True:
         port = random.choice(ports)
         with socket.socket() as sock:
@@ -601,7 +601,7 @@ def free_port(ports=range(10_000, 32_000)):
 
 
 def is_listening(port):
-    """Whether there is a listener on that port, without troubling it: {the number by which /proc/PID/fd knows it}."""
+    """Whether there is a listener on that port, without connecting to it: {its inode, as in /proc/PID/fd}."""
     row = r"^ *\d+: \w+:%04X \w+:0000 0A (?:\S+ +){5}(\d+)" % port
     return {number for path in ("/proc/net/tcp", "/proc/net/tcp6")
             for number in re.findall(row, Path(path).read_text(), re.M)}
@@ -625,7 +625,7 @@ def running_in_session(sid):
 
 
 def marked(name):
-    """An environment by which still_running(name) knows a process and all that it starts."""
+    """An environment by which still_running(name) recognizes a process and all that it starts."""
     return {**os.environ, "STARTED_BY_TEST": "%s-%d" % (name, os.getpid())}
 
 
@@ -643,7 +643,7 @@ def still_running(name):
 
 class Yours(Server):
     """A server of the reader's, in any language: all that we know of it is its port, and what /proc says of
-    its processes. They are all that descend from us, since orphans are given to us (adopt_orphans)."""
+    its processes. These are all our descendants, since orphans are given to us (adopt_orphans)."""
 
     def __init__(self, command, port, prepare=None):
         reader, writer = os.pipe()
@@ -658,7 +658,7 @@ class Yours(Server):
         threading.Thread(target=self._listen_to, args=(reader,), daemon=True).start()
 
     def _listen_to(self, reader):
-        """It may say what it likes, and as much; we keep the end."""
+        """It may print what it likes, and as much as it likes; we keep the end."""
         with os.fdopen(reader, "rb", 0) as said:
             while data := said.read(1 << 16):
                 self.tail = (self.tail + data)[-2000:]
@@ -669,7 +669,7 @@ class Yours(Server):
         return "; it said: " + text.split("\n")[-1][:150] if text else ""
 
     def has_the_listener(self):
-        """Whether it is one of these processes that listens on the port."""
+        """Whether one of its processes has the listener of the port."""
         with contextlib.suppress(OSError):
             return any(os.readlink(fd) in {"socket:[%s]" % number for number in is_listening(self.port)}
                        for pid in self.processes() for fd in Path("/proc/%d/fd" % pid).iterdir())
@@ -700,8 +700,8 @@ class Yours(Server):
         return {pid: threads for pid, threads in family(os.getpid()).items() if pid not in {os.getpid(), *HELPERS}}
 
     def ended(self):
-        """When the last of its processes has; the first may have been only a shell, or a father. We look twice:
-        an orphan may have come to us behind our back."""
+        """Whether the last of its processes has; the first may have been only a shell, or the parent of a daemon. We
+        look twice, because an orphan may have come to us during the first look."""
         self.process.poll()
         return not self.processes() and not self.processes()
 
@@ -737,7 +737,7 @@ class Yours(Server):
             sock.close()
 
 
-HELPERS = set()  # processes that a test has started beside the server
+HELPERS = set()  # processes that a test has started besides the server
 
 
 def adopt_orphans():

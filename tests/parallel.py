@@ -1,6 +1,6 @@
-"""--processes 8: most tests wait most of the time, so several are run at a time. When all are collected, processes
-are forked, each of which takes the next test as soon as it has done with one. What they report goes to the first
-process, which says of it what pytest always says."""
+"""--processes 8: most tests wait most of the time, so several run at a time. When all are collected, processes are
+forked, each of which takes the next test as soon as it has finished one. Their reports go to the first process,
+which prints them as pytest always does."""
 
 import os
 from multiprocessing import connection
@@ -24,10 +24,10 @@ class Parallel:
             while working:
                 for reports in connection.wait(list(working)):
                     try:
-                        done += tell(session.config, reports.recv())
+                        done += pass_on(session.config, reports.recv())
                     except EOFError:
                         os.waitpid(working.pop(reports), 0)
-        finally:  # after Ctrl-C, which they have heard, too
+        finally:  # after Ctrl-C, which they get, too
             for pid in working.values():
                 os.waitpid(pid, 0)
         if done < len(session.items):
@@ -36,8 +36,8 @@ class Parallel:
 
 
 def portions(items):
-    """What one process does in a go: a test, or all of those with the mark together that differ in their parameters
-    alone. These come first, since they take long."""
+    """What one process does in one go: a test, or all those with the mark together that differ only in their
+    parameters. These come first, since they take long."""
     found = {}
     for item in items:
         found.setdefault(item.function if item.get_closest_marker("together") else item.nodeid, []).append(item)
@@ -59,7 +59,7 @@ def take(session, queue):
 
 
 def start_worker(session, queue):
-    """Returns where its reports come from, and its pid."""
+    """Returns the pipe from which its reports come, and its pid."""
     reports, send = connection.Pipe(duplex=False)
     pid = os.fork()
     if pid == 0:
@@ -74,23 +74,23 @@ def start_worker(session, queue):
     return reports, pid
 
 
-class Teller:
-    """Sends each report, in the place of the one that prints them."""
+class Sender:
+    """Sends each report to the first process. It takes the place of pytest's terminalreporter, which prints them."""
 
     def __init__(self, config, send):
-        self.config, self.send = config, send
+        self.config, self.pipe = config, send
 
     def pytest_runtest_logreport(self, report):
-        self.send.send(self.config.hook.pytest_report_to_serializable(config=self.config, report=report))
+        self.pipe.send(self.config.hook.pytest_report_to_serializable(config=self.config, report=report))
 
 
 def run(session, queue, send):
     """Runs tests until there is no other. pytest wants to know the next one, and keeps the fixtures that it needs."""
     config = session.config
     config.pluginmanager.unregister(name="terminalreporter")
-    config.pluginmanager.register(Teller(config, send))
+    config.pluginmanager.register(Sender(config, send))
     capture = config.pluginmanager.get_plugin("capturemanager")
-    capture.stop_global_capturing()  # of all processes into one file
+    capture.stop_global_capturing()  # which is that of all processes, into one file
     capture.start_global_capturing()
     tests = take(session, queue)
     test = next(tests, None)
@@ -103,8 +103,8 @@ def run(session, queue, send):
         config.hook.pytest_sessionfinish(session=session, exitstatus=0)  # ends what is left of fixtures
 
 
-def tell(config, data):
-    """Reports what a process has sent. Whether it was the last of a test."""
+def pass_on(config, data):
+    """Gives pytest a report that a process has sent. Returns whether it was the last one of a test."""
     report = config.hook.pytest_report_from_serializable(config=config, data=data)
     config.hook.pytest_runtest_logreport(report=report)
     if report.when != "teardown":

@@ -33,7 +33,7 @@ def read(name):
 
 
 def apply(diff, folder):
-    """As patch -p1 does, which not every machine has. The old lines must be there exactly, and once."""
+    """Does what patch -p1 does, since not every machine has that. The old lines must be there exactly, and once."""
     for part in re.split(r"^--- a/", diff, flags=re.M)[1:]:
         path = folder / part.split("\n")[0]
         text = path.read_text()
@@ -46,7 +46,7 @@ def apply(diff, folder):
 
 
 def build_broken(name, where, build):
-    """Copies what the server of its day is made of to BUILD/WHERE/NAME, with the bug, and builds it."""
+    """Copies the files of its day to BUILD/WHERE/NAME, puts the bug in, and builds them."""
     assert not os.path.isabs(os.environ.get("BUILD", "")), "BUILD must be a folder of the project"
     copy, (fields, diff) = BUILD / where / name, read(name)
     shutil.rmtree(copy, ignore_errors=True)
@@ -59,7 +59,7 @@ def build_broken(name, where, build):
 
 
 def run_tests(*tests, env=None):
-    """Runs tests. Returns what pytest says. All that they start ends with them, since a broken server may not."""
+    """Runs tests. Returns what pytest says. What they have started is killed then: a broken server may not end."""
     pytest = [sys.executable, "-m", "pytest"] if importlib.util.find_spec("pytest") else [ROOT / "tests/run"]
     with subprocess.Popen(
             [*pytest, "-q", "--color=no", "--tb=short", "-rpfs", "-p", "no:cacheprovider", *tests],
@@ -73,7 +73,7 @@ def run_tests(*tests, env=None):
 
 
 def run_broken(*names, where="pitfalls"):
-    """Breaks a server, or several of different days, and runs the tests that should notice. Returns what pytest says."""
+    """Breaks a server, or several of different days. Returns what pytest says of the tests that should notice."""
     build = BUILD / where / names[0] / "build"
     for name in names:
         build_broken(name, where, build)

@@ -42,7 +42,7 @@ def in_words(error, servers):
 
 
 class Card:
-    """Runs the tests promise by promise, of each until one fails, and says what came of it."""
+    """Runs the tests promise by promise, those of each until one fails, and prints a line for each promise."""
 
     def __init__(self, config):
         self.config = config
@@ -50,7 +50,7 @@ class Card:
         self.begin = time.monotonic()
         self.ends = False  # a promise is broken because the server ended
         self.pointless = set()  # tests that need a promise which is broken
-        for sig in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, so that nothing is left behind
+        for sig in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C, so that nothing is left behind
             signal.signal(sig, signal.default_int_handler)
 
     def print(self, *lines):
@@ -75,8 +75,9 @@ class Card:
             missing = promise.needed_for is ALL and verdict == "broken"
             if left and (missing or time.monotonic() - self.begin > TIME):
                 self.counts["not checked"] += len(left) - 1
-                self.tell("not checked", "The other %d: %s." % (
-                    len(left), "they are about a server that keeps this one" if missing else "two minutes are over"))
+                rest, verb = ("The other %d" % len(left), "they are") if len(left) > 1 else ("The last one", "it is")
+                self.tell("not checked", "%s: %s." % (
+                    rest, verb + " about a server that keeps this one" if missing else "two minutes are over"))
                 break
         self.print(", ".join("%d %s" % (count, verdict) for verdict, count in self.counts.items()
                              if count or verdict != "not checked"))
@@ -145,7 +146,7 @@ def trial(text):
     try:
         server.listening()
         if not server.has_the_listener():
-            return "what listens on port %d is no process of this command; have it run the server itself" % port
+            return "what listens on port %d is not a process of this command; have it run the server itself" % port
         server.connect()
     except ConnectionRefusedError:
         return "it listens on port %d, but not on 127.0.0.1" % port
