@@ -2,17 +2,17 @@
 """make balance: day 5's server on three machines, behind HAProxy.
 
 A machine is a network namespace. Each has a server, and a cable (veth) to a fourth namespace, in which
-HAProxy is (balance.cfg), and we with 300 clients:
+HAProxy runs (balance.cfg), and this program with 300 clients:
 
                                      +-- 10.0.1.1 ---- 10.0.1.2  machine 1: day 5's server
     clients --- 10.0.0.1: HAProxy ---+-- 10.0.2.1 ---- 10.0.2.2  machine 2
                                      +-- 10.0.3.1 ---- 10.0.3.2  machine 3
 
 Each client comes, sends numbers and checks that they come back, leaves after one to three seconds, and
-comes again. Meanwhile machine 1's server is killed and started anew, machine 2 is drained and its server
-told to end, and machine 3's cable is pulled. Who got how many, and what was lost?
+comes again. Meanwhile machine 1's server is killed and started again, machine 2 is drained and its server
+told to end, and machine 3's cable is pulled. How many clients did each machine get, and what was lost?
 
-No namespace has a name. One lives as long as a process is in it or has it open, and its cables with it;
+No namespace has a name. It lives as long as a process is in it or has it open, and so do its cables;
 so none is left when we end, whatever ends us.
 """
 
@@ -49,7 +49,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 # ---- Namespaces
 
 def missing():
-    """Why this cannot be done here, or None. The root of a container, say, may not."""
+    """Why this cannot be done here, or None. In a container even root may not be allowed to."""
     for tool, package in (("haproxy", "haproxy"), ("ip", "iproute2")):
         if shutil.which(tool) is None:
             return "%s is missing (Debian: %s)" % (tool, package)
@@ -61,7 +61,7 @@ def missing():
 
 
 def new_namespace(stack):
-    """We enter it, and return a descriptor of it, which keeps it."""
+    """Makes one and enters it. Returns a descriptor that keeps it alive."""
     check(LIBC.unshare(CLONE_NEWNET))
     namespace = os.open("/proc/self/ns/net", os.O_RDONLY)
     stack.callback(os.close, namespace)
@@ -74,7 +74,7 @@ def check(result):
 
 
 def inside(namespace):
-    """Prepares a process that we start: it is there, and ends with us, but Ctrl-C is for us alone."""
+    """For a process that we start: it runs in the namespace and ends with us, but does not get our Ctrl-C."""
     def prepare():
         die_with_parent()
         os.setsid()
@@ -89,7 +89,7 @@ def ip(namespace, *commands):
 
 
 def new_machines(stack):
-    """Their namespaces, by name, and a fourth one, in which we are. Cables lead from it to them."""
+    """Their namespaces, by name, and a fourth one, in which we are. Cables connect it to each of them."""
     machines = {name: new_namespace(stack) for name in MACHINES}
     here = new_namespace(stack)
     ip(here, "link set lo up", "addr add %s/32 dev lo" % ADDRESS)
@@ -154,7 +154,7 @@ class Client(asyncio.Protocol):
 
 
 class Crowd:
-    """So many clients; for each that leaves or is lost the next one comes."""
+    """So many clients at a time: for each that leaves or is lost, the next one comes."""
 
     def __init__(self, count, stay):
         self.count, self.stay = count, stay
@@ -171,7 +171,7 @@ class Crowd:
                 await asyncio.sleep(PAUSE)  # turned away
 
     async def stay_during(self, play):
-        """Returns what the play returns, when all have left."""
+        """Runs the play. Returns what that returns, once all clients have left."""
         async def until_its_end():
             outcome = await play.run()
             self.closing = True
@@ -234,7 +234,7 @@ class Play:
             await asyncio.sleep(0.002)
 
     async def told(self, news, before):
-        """HAProxy has said so, after its first lines."""
+        """Until HAProxy has logged the news, after so many lines that were there before."""
         await self.until(lambda: any(news in line for line in self.haproxy.err[before:]))
 
     async def kill(self, name):
@@ -251,7 +251,7 @@ class Play:
         self.now("back")
 
     async def drain(self, name):
-        """Returns what the server says in the end."""
+        """Returns the totals that the server prints at its end."""
         self.now("drained")
         self.ask("set server echo/%s state drain" % name)
         await self.until(lambda: self.is_empty(name))
@@ -291,10 +291,10 @@ class Play:
         return totals
 
 
-# ---- What came of it
+# ---- The results
 
 def look_up_machines(clients, log):
-    """HAProxy's log says where each client was. A port may have been used again, but not at the same time."""
+    """HAProxy's log says where each client was. A port may be used again, but not by two clients at the same time."""
     found = {}
     for port, machine, retries in re.findall(r"^client (\d+) machine (\S+) retries (\S+)$", "\n".join(log), re.M):
         found.setdefault(int(port), []).append((machine, "+" in retries))
@@ -308,8 +308,8 @@ def deal(clients):
 
 
 def of_a_death(clients, at, event, name):
-    """What a machine's end means to the clients that it has, and to those that come before HAProxy notices. A
-    dict of figures; times in ms."""
+    """What a machine's end means for its clients, and for those that come before HAProxy notices. A dict of figures;
+    times in ms."""
     began, noticed = at[event], at[event + ": noticed"]
     theirs = [client for client in clients if client.machine == name and client.came < began < client.end]
     lost = [client for client in theirs if client.lost]
@@ -339,7 +339,7 @@ def of_the_drained(clients, at, totals):
 
 
 def results(clients, at, totals, crowd):
-    """others: how many were lost although their machine lived."""
+    """The figures of one play. others: how many clients were lost although their machine lived."""
     killed, silent = of_a_death(clients, at, "killed", "1"), of_a_death(clients, at, "silent", "3")
     expected = sum(death[what] for death in (killed, silent) for what in ("lost", "turned away"))
     return {
@@ -353,7 +353,7 @@ def results(clients, at, totals, crowd):
 
 
 def curves(clients, at):
-    """How many clients each machine has, every TICK, and when what happened, in seconds."""
+    """How many clients each machine has, every TICK, and when each event happened, in seconds."""
     ticks = [at["start"] + TICK * n for n in range(int((at["end"] - at["start"]) / TICK))]
     return {
         "clients": {name: [sum(client.machine == name and client.came <= tick < client.end for client in clients)
@@ -376,7 +376,7 @@ def measure(algorithm, crowd, stay, beat, tell):
         return results(clients.all, play.at, totals, crowd), curves(clients.all, play.at)
 
 
-# ---- What is told of it
+# ---- What is printed
 
 def span(values, form):
     """The median, and the range if there is one."""
@@ -385,7 +385,7 @@ def span(values, form):
 
 
 def rows(figures):
-    """What, and its figure with each algorithm."""
+    """The rows of the table: what was counted, and the figure for each algorithm."""
     def row(what, *path, form="%.0f", unit=1):
         def figure(result):
             for key in path:
@@ -430,7 +430,7 @@ def run():
         return
     if reason:
         sys.exit("balance: " + reason)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # which asyncio knows how to end by
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # with which asyncio knows how to end
     rounds, crowd, stay, beat = (1, 60, (0.3, 0.9), 0.5) if quick else (3, 300, (1, 3), 2)
     figures, first = {name: [] for name in ALGORITHMS}, {}
     for number in range(rounds):

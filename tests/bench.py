@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""make bench: our servers beside the barest loop that is possible, three libraries, and io_uring.
+"""make bench: our servers compared with the barest possible loop, three libraries, and io_uring.
 
 The servers take turns, for several rounds. Each is started anew, and measured with
 
   redis-benchmark      50 clients, a request each, one after the other: CPU for an echo, requests a
                        second, latency; then a new connection for each request: connections a second
-  one fast client      it sends all it can, and reads all that comes: bytes a second
+  one fast client      it sends all it can, and reads all that comes: bytes per second
   10,000 silent ones   bytes of memory for each
 
 Then the barest loop, day 3 and io_uring alone, for 1, 50 and 1000 clients in flight: CPU, requests, and
@@ -13,9 +13,9 @@ system calls, which perf counts in a run of its own, since that takes time. Here
 does not interrupt the one that runs (SCHED_BATCH), so that requests really come together.
 
 CPU is what /proc says of the server's own processes, in user mode and in the kernel. All run on one
-core: on two, what is done in a second depends on who happens to be asleep when the other has
-something to say, and a server that is slower may come out faster, since it finds more to do each time
-it wakes up. What is not installed is left out.
+core: on two, the requests per second depend on which side happens to be asleep when the other sends,
+and a slower server may come out ahead, because more work has piled up each time it wakes up. What is
+not installed is left out.
 """
 
 import argparse
@@ -37,7 +37,7 @@ LIMIT = "barest"
 LIBRARIES = {"libev": "libev-dev", "libuv": "libuv1-dev", "libevent": "libevent-dev"}  # Debian's names
 URING = "uring"
 ROUNDS = 7
-IN_FLIGHT = {1: 10_000, 50: 40_000, 1000: 100_000}  # and how many requests: connecting shall hardly show
+IN_FLIGHT = {1: 10_000, 50: 40_000, 1000: 100_000}  # and how many requests: so many that connecting hardly counts
 COMPARED = [LIMIT, "day03", URING]
 BUFFERS = [4, 8, 16, 32, 64, 128]  # KiB
 
@@ -61,7 +61,7 @@ IN_FLIGHT_MEASURES = {
 }
 
 
-# ---- Who is there
+# ---- Which servers there are
 
 def build(name):
     """Has make build a server of tests/bench, one at a time: two linkers would write the same file. Returns whether
@@ -74,7 +74,7 @@ def build(name):
 
 
 def contenders():
-    """The names of all servers that can be had; says which cannot."""
+    """The names of all servers that can be measured here; prints why others cannot."""
     built, errors = build(LIMIT)
     assert built, errors
     names = [LIMIT, *DAYS]
@@ -92,7 +92,7 @@ def contenders():
 
 
 def lacking(name):
-    """Why a server cannot be had: what it needs is not installed, or the kernel does not let it. Or nothing."""
+    """Why a server cannot be measured: what it needs is not installed, or the kernel forbids it. Otherwise nothing."""
     built, errors = build(name)
     if not built:
         missing, old = re.search(r"(\S+): No such file", errors), re.search(r"#error (.*)", errors)
@@ -110,7 +110,7 @@ PERF = ["perf", "stat", "-x,", "-e", "raw_syscalls:sys_enter"]
 
 @functools.cache
 def can_count_calls():
-    """Whether perf is there, and may do that."""
+    """Whether perf is installed, and may count them."""
     return shutil.which("perf") is not None and re.match(r"\d+,", subprocess.run(
         [*PERF, "true"], capture_output=True, text=True, check=False).stderr) is not None
 
@@ -118,7 +118,7 @@ def can_count_calls():
 # ---- One server, one round
 
 def measure(name, quick):
-    """A dict with the figures of MEASURES that can be had, but for memory."""
+    """A dict with the figures of MEASURES that can be measured here, except memory."""
     found = {}
     if REDIS_BENCHMARK:
         with running([program(name), "0"]) as server:
@@ -192,7 +192,7 @@ def measure_buffers(rounds, quick):
 # ---- The tables
 
 def print_table(title, rows, limit=None):
-    """rows: {name: [figures]}. limit: which of them the others are compared to."""
+    """rows: {name: [figures]}. limit: the row that the others are compared with."""
     base = median(rows[limit]) if limit in rows else 0
     most = max(median(values) for values in rows.values()) or 1
     print("\n%-46s %9s %22s %8s" % (title, "median", "range", "x limit" if base else ""))

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""make figures: draws what make herd, switches, scale, bench and balance have measured.
+"""make figures: draws what make herd, switches, scale, bench, modes and balance have measured.
 
-Reads NAME.json (herd: NAME.txt) and writes NAME.svg beside it, for each command that has been run. The figures have no
-background, and colours that can be read on a light page and on a dark one. In each stands the checksum
-of its data. The tables of the notes come from here too, so that a test can hold them to the data.
+Reads NAME.json (herd: NAME.txt) and writes NAME.svg next to it, for each command that has been run. The figures
+have no background, and colours that can be read on a light page and on a dark one. Each contains the checksum of
+its data. The tables of the notes come from here, too, those of make kernels included, so that a test can compare
+them with the data.
 """
 
 import argparse
@@ -188,7 +189,7 @@ def release(kernel):
 
 
 def kernels_table(data):
-    """Woken for one connection, and how many return after a nap."""
+    """How many workers are woken for one connection, and how many return after a nap."""
     found = by_version(data)
     return markdown(["way", *("%s%s" % (release(kernel), "" if kernel["emulated"] else ", not emulated")
                               for kernel in found)],
@@ -197,7 +198,7 @@ def kernels_table(data):
 
 
 def masks_table(data):
-    """Of the newest kernel; a test sees to it that the others say the same."""
+    """Those of the newest kernel; a test checks that the others say the same."""
     rows = [[peer, *answer.split(" / ")] for peer, answer in by_version(data)[-1]["facts"]["mask"].items()]
     return markdown(["the peer", "`epoll_wait`", "`select`", "`recv`"],
                     [[peer, epoll, select.replace(" ", ", "), recv.replace(" ", ", then ")]
@@ -307,8 +308,8 @@ def draw_bench(plt, data):
         color = GREY if name == "barest" else BLUE if name.startswith("day") else ORANGE
         axis.barh(y, median(cpu[name]), 0.7, color=color)
         axis.plot([min(cpu[name]), max(cpu[name])], [y, y], color=GREY, linewidth=2)
-        axis.annotate("%.1f (x %.2f)" % (median(cpu[name]), ratio(cpu, name)), (max(cpu[name]), y), (6, 0), textcoords="offset points",
-                      va="center")
+        axis.annotate("%.1f (x %.2f)" % (median(cpu[name]), ratio(cpu, name)), (max(cpu[name]), y), (6, 0),
+                      textcoords="offset points", va="center")
     axis.axvline(median(cpu["barest"]), color=GREY, linestyle="--", linewidth=1)
     axis.set_yticks(range(len(names)), map(day, names))
     axis.invert_yaxis()

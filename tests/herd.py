@@ -34,7 +34,7 @@ def load(path):
 
 
 def keep(name, text):
-    """In build/measured; a run of one way alone does not take the place of one of all."""
+    """In build/measured; a run of one way does not replace one of all ways."""
     folder = measuring.MEASURED if len(parse(text)) > 1 else measuring.MEASURED / "quick"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (name + ".txt")

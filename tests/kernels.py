@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""make kernels: is what the notes say of the kernel true of others, too?
+"""make kernels: is what the notes say about the kernel true of others, too?
 
-The laboratory of day 5 and tests/kernels/facts.c are linked statically, and packed, with busybox, into the
-first file system that a kernel has. qemu boots Debian's kernels with it, one after the other, in an emulated
-machine without disk or network, where both programs run, print to the serial line, and switch the machine off.
-This machine's own kernel runs the same two, without an emulator.
+The laboratory of day 5 and tests/kernels/facts.c are linked statically, and packed, with busybox, into an
+initramfs, the first file system that a kernel has. qemu boots Debian's kernels with it, one after the other, in an
+emulated machine without disk or network, where both programs run, print to the serial line, and switch the machine
+off. This machine's own kernel runs the same two, without an emulator.
 
 The kernels are those of the mirror that apt has been configured with; apt gets a list of sources and folders of
 its own, and nothing is installed. A kernel that has been fetched stays in build/kernels until make clean.
@@ -55,11 +55,11 @@ class LeftOut(Exception):
 
 
 class Failed(Exception):
-    """What a kernel did instead."""
+    """What a kernel did instead of finishing."""
 
 
 def said(command, why, trouble=LeftOut, **options):
-    """What the command prints. If it fails, its last line is the reason."""
+    """What the command prints. If it fails, the last line on stderr is the reason."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"},
                           stdin=subprocess.DEVNULL, **options)
     if done.returncode != 0:
@@ -67,7 +67,7 @@ def said(command, why, trouble=LeftOut, **options):
     return done.stdout
 
 
-# ---- A kernel of Debian's
+# ---- A Debian kernel
 
 def mirrors():
     """{"Debian": address, "Debian-Security": address}, as this machine has them."""
@@ -78,7 +78,7 @@ def mirrors():
 def sources(codename):
     known = mirrors()
     if "Debian" not in known:
-        raise LeftOut("apt knows no mirror of Debian's (has apt-get update been run?)")
+        raise LeftOut("apt knows no Debian mirror (has apt-get update been run?)")
     option = "[arch=amd64 signed-by=%s] " % KEYS if KEYS.exists() else "[arch=amd64] "
     lines = ["deb %s%s %s main\n" % (option, known["Debian"], codename)]
     if "Debian-Security" in known and codename != "sid":
@@ -117,7 +117,8 @@ def download(codename, work):
 
 
 def unpack(package):
-    """The package's vmlinuz, beside it; or None: one of the two only says that it needs the other."""
+    """Puts the package's vmlinuz next to it, and returns its path; None if it is the package that only depends on the
+    other."""
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE,
                           stderr=subprocess.DEVNULL) as process, tarfile.open(fileobj=process.stdout, mode="r|") as files:
         for file in files:
@@ -127,10 +128,10 @@ def unpack(package):
     return None
 
 
-# ---- The machine that it runs
+# ---- The machine that it boots
 
 def entry(name, mode, data=b"", device=(0, 0)):
-    """A file in an archive of cpio's (newc): a head of 13 numbers, name and content; each ends at a multiple of 4."""
+    """A file in a cpio archive (newc): a header of 13 numbers, name and content, padded to multiples of 4."""
     numbers = (0, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(name) + 1, 0)
     head = b"070701" + b"".join(b"%08x" % number for number in numbers) + name.encode() + b"\0"
     return head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
@@ -155,7 +156,7 @@ def boot(kernel, commands):
                             "-append", "console=ttyS0 quiet panic=-1"], stdin=subprocess.DEVNULL, stdout=out,
                            stderr=subprocess.STDOUT, check=False, timeout=LIMIT, preexec_fn=measuring.die_with_parent)
     except subprocess.TimeoutExpired:
-        raise Failed("not ready after %d s; it said %s" % (LIMIT, os.path.relpath(log, ROOT)))
+        raise Failed("not finished after %d s; its output is in %s" % (LIMIT, os.path.relpath(log, ROOT)))
     finally:
         initrd.unlink()
     return log.read_text(errors="replace").replace("\r", "")
@@ -167,15 +168,15 @@ def run_here(commands):
     return said(["sh", "-ec", commands + "echo ---- end"], "it failed", Failed, preexec_fn=measuring.die_with_parent)
 
 
-# ---- What is told of it
+# ---- What is printed
 
 def parse(text):
     """What one kernel has printed, {"facts": {group: {question: answer}}, "ways": {"woken": {way: how many for one
     connection}, "returned": the same}, "nap": the same}, and what the kernel calls itself."""
     parts = dict(re.findall(r"^---- (\w+)\n(.*?)(?=^---- )", text + "---- ", re.M | re.S))
-    if "end" not in parts:  # a program has failed, and said why; or the kernel has, in lines that begin with a time
+    if "end" not in parts:  # a program has failed, and said why; or the kernel has, in lines that begin with [
         last = re.findall(r"^[^\[\n].*", text, re.M) or text.splitlines() or ["nothing"]
-        raise Failed("it did not come to its end; the last that it said: " + last[-1])
+        raise Failed("it did not finish; the last line that it printed: " + last[-1])
     found = {"facts": {}}
     for group, question, answer in re.findall(r"^(\w+)\t(.*)\t(.*)$", parts["facts"], re.M):
         found["facts"].setdefault(group, {})[question] = answer
@@ -216,7 +217,7 @@ def compare(found):
 
 
 def missing():
-    """What is not there, or nothing."""
+    """What is not there, or None."""
     if platform.machine() != "x86_64":
         return "it needs an x86-64 machine"
     packages = [package for program, package in NEEDED.items() if not shutil.which(program)]
@@ -226,14 +227,15 @@ def missing():
         return "missing: %s (Debian's packages)" % " ".join(packages)
     FOLDER.mkdir(parents=True, exist_ok=True)
     try:
-        said(["make", "-s", "-C", ROOT, *(os.path.relpath(FOLDER / name, ROOT) for name in PROGRAMS)], "cannot link statically (Debian: libc6-dev)")
+        said(["make", "-s", "-C", ROOT, *(os.path.relpath(FOLDER / name, ROOT) for name in PROGRAMS)],
+             "cannot link statically (Debian: libc6-dev)")
     except LeftOut as reason:
         return str(reason)
     return None
 
 
 def measure(name, codename, commands):
-    """A row of the data; raises LeftOut if there is no such kernel here, and Failed if it does not do as it should."""
+    """A row of the data; raises LeftOut if there is no such kernel here, and Failed if it does not finish."""
     measuring.progress(name)
     found, kind = parse(boot(fetch(codename), commands))
     return {"version": re.search(r"Debian ([\d.]+\d)", kind)[1], "emulated": True, **found}

@@ -1,4 +1,4 @@
-"""What the commands that measure have in common: how they start servers, load them, and tell of it."""
+"""What the commands that measure have in common: how they start servers, load them, and report the results."""
 
 import contextlib
 import csv
@@ -49,7 +49,7 @@ def running(command):
 
 
 def spread(server):
-    """How many clients each worker of day 5's has, by its process: {pid: clients}, the busiest first."""
+    """How many clients each worker of day 5's server has: {pid: clients}, the busiest first."""
     counts = {pid: len([fd for fd in os.listdir("/proc/%d/fd" % pid)
                         if os.readlink("/proc/%d/fd/%s" % (pid, fd)).startswith("socket:")]) - 1  # the listener
               for pid in server.processes()[1:]}
@@ -59,7 +59,7 @@ def spread(server):
 # ---- Load
 
 def with_redis_benchmark(server, requests, clients=50, keep_alive=True, wrapper=()):
-    """A dict: seconds of the server's CPU for one request, requests a second, and how long half of
+    """A dict: seconds of the server's CPU for one request, requests per second, and how long half of
     them (median) and 99 of 100 (p99) took at most, in ms. A request is one PING; it is answered by
     its own echo, which redis-benchmark takes for an answer. keep_alive=False: a connection for each.
     wrapper: a command that runs it."""
@@ -72,14 +72,14 @@ def with_redis_benchmark(server, requests, clients=50, keep_alive=True, wrapper=
     server.settle()
     row = next(csv.DictReader(io.StringIO(done.stdout)), {})
     if "p50_latency_ms" not in row:
-        sys.exit("redis-benchmark does not tell latencies; 6.2 or newer does")
+        sys.exit("this redis-benchmark does not report latencies; 6.2 or newer does")
     return {"cpu": (server.cpu() - before) / requests, "rate": float(row["rps"]),
             "median": float(row["p50_latency_ms"]), "p99": float(row["p99_latency_ms"])}
 
 
 def with_stream(server, size):
     """One client sends so many bytes and reads them back at the same time. A dict: seconds of the
-    server's CPU for one byte, bytes a second."""
+    server's CPU for one byte, bytes per second."""
     piece, buffer, got = os.urandom(MIB // 4), bytearray(MIB // 4), 0
     assert exchange(server.connect(), piece) == piece
     sock = server.connect()
@@ -105,8 +105,8 @@ def with_stream(server, size):
 
 
 class Crowd:
-    """Clients that are connected and say nothing. They live in processes of their own, since one may
-    not have descriptors enough."""
+    """Clients that are connected and say nothing. They live in processes of their own, since one
+    process may not have enough descriptors."""
     EACH = 10_000
 
     def __init__(self, server):
@@ -119,8 +119,8 @@ class Crowd:
         self.leave()
 
     def grow(self, count, talk=True):
-        """Until there are so many. talk: each says a byte first and has it echoed, so that it has
-        surely been accepted."""
+        """Adds clients until there are so many. talk: each sends a byte first and gets it back, so that it
+        has surely been accepted."""
         waiting = []
         each = min(self.EACH, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100)
         while self.count < count:
@@ -141,7 +141,7 @@ class Crowd:
             os.close(until)
             status = 1
             try:
-                for _, end in self.holders:  # or it would live on in us when leave closes it
+                for _, end in self.holders:  # or it would stay open in us when leave closes it
                     os.close(end)
                 clients = [self._connect(number) for number in range(first, first + count)]
                 if talk:
@@ -160,8 +160,8 @@ class Crowd:
         return ready
 
     def _connect(self, number):
-        """From an address for each thousand: one has not enough ports, and they get slow to find. It will
-        leave with a reset, for the kernel cannot keep so many in TIME_WAIT."""
+        """From a different address for each thousand: one has too few ports, and finding them gets slow. The client
+        will leave with a reset, because the kernel cannot keep so many in TIME_WAIT."""
         sock = socket.socket()
         sock.settimeout(60)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -178,11 +178,11 @@ class Crowd:
         self.holders, self.count = [], 0
 
 
-# ---- What is told of it
+# ---- Reports
 
 def progress(text):
-    """What goes on, on stderr: in a line of its own, or in one that the next takes if that is a
-    terminal. Without text that line is cleared."""
+    """Prints on stderr what is going on: a line each time, or on a terminal one line, which the next text
+    replaces, and an empty text clears."""
     if sys.stderr.isatty():
         print("\r\033[K" + text, end="", file=sys.stderr, flush=True)
     elif text:
@@ -199,7 +199,7 @@ def machine():
 
 
 def rounded(data):
-    """To four digits: more would not be true."""
+    """To four digits: more would not mean anything."""
     if isinstance(data, float):
         return float("%.4g" % data) if abs(data) < 1000 else round(data)
     if isinstance(data, dict):

@@ -40,7 +40,7 @@ WAYS = ["epoll", "exclusive"]  # of the laboratory
 WORKERS, CLIENTS, TURNS, ROUNDS = 4, 400, 40, 5
 HERDS = [1, 2, 4, 8, 16, 32, 64]
 APART, HANG = 0.002, 0.05  # seconds: from one client to the next, on average; that a worker hangs
-OLD_ENOUGH = 1.1  # seconds: a worker that is older than one is replaced at once
+OLD_ENOUGH = 1.1  # seconds: a worker that is older than one second is replaced at once
 MIGRATING = 'ip link set lo up && echo 1 >/proc/sys/net/ipv4/tcp_migrate_req && exec "$@"'
 
 
@@ -53,7 +53,7 @@ def running_in(modes):
 
 
 def burst(server, count):
-    """So many clients. On loopback the handshake is over when connect returns, even if it says: in progress."""
+    """So many clients at once. On loopback the handshake is over when connect returns, even with EINPROGRESS."""
     clients = [socket.socket() for _ in range(count)]
     for client in clients:
         client.setblocking(False)
@@ -74,7 +74,7 @@ def has_ended(client):
 # ---- Clients that stay
 
 def arrive(count, at_once):
-    """How so many clients are spread, what each costs, and how many go down with the busiest worker."""
+    """How so many clients are spread, what each costs, and how many are lost with the busiest worker."""
     rows = {}
     with running_in(MODES) as servers:
         clients = {mode: [] for mode in servers}
@@ -127,12 +127,12 @@ def visit(server, seconds, plan):
 
 
 def hang(pid, end):
-    """A plan: after a while a worker stands still for as long. end: SIGCONT, SIGKILL."""
+    """A plan: after HANG a worker is stopped for as long. end: SIGCONT or SIGKILL."""
     return [(HANG, pid, signal.SIGSTOP), (2 * HANG, pid, end)]
 
 
 def wait(turns, hanging):
-    """How long clients wait, and what each costs, while no worker hangs, or one after the other half of the time."""
+    """How long clients wait, and what each costs. hanging: half of the time a worker hangs, one after the other."""
     waits, cpu = {mode: [] for mode in MODES}, {}
     with running_in(MODES) as servers:
         workers = {mode: server.processes()[1:] for mode, server in servers.items()}
@@ -163,7 +163,7 @@ def die(modes):
 
 def die_with_migration():
     """The same in mode reuseport, in a network of its own in which the kernel hands a dead worker's newcomers over to
-    the others. None, and a line that says why, if that cannot be had."""
+    the others. Where that is not possible, None, and a line that says why."""
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
     done = subprocess.run(["/bin/sh", "-c", 'exec unshare "$@"', "sh", "--net", *user, "/bin/sh", "-c", MIGRATING, "sh",
                            sys.executable, __file__, "--dying"],

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""make scale: what do clients cost that are only there?
+"""make scale: what do clients cost that are connected, and nothing else?
 
-One client talks without a pause (redis-benchmark), and beside it more and more are connected and
+One client talks without a pause (redis-benchmark), and next to it more and more are connected and
 silent. Measured: the server's CPU for an echo, from /proc, and how long an echo takes. Day 2 can have
 a thousand of them, days 3 and 4 as many as a process may have descriptors, day 5 fifty thousand over
 four workers. Each has said a byte and had it back before it fell silent.
 
-All run on one core: to move from one to the other costs more than an echo.
+All run on one core, because moving from one to another costs more than an echo.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def measure(name, counts, requests, found, tell):
 
 
 def print_table(title, found, cell):
-    """cell(rows, idle): what to say of one server with so many idle clients."""
+    """cell(rows, idle): what the table says of one server with so many idle clients."""
     print("\n%s\n%8s" % (title, "idle") + "".join("%18s" % name for name in found))
     for idle in max((list(rows) for rows in found.values()), key=len):
         print("%8d" % idle + "".join("%18s" % (cell(rows, idle) if idle in rows else "-")

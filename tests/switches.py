@@ -19,7 +19,7 @@ IN_FLIGHT = {1: 1000, 10: 2000, 100: 5000, 1000: 10000}  # and how many requests
 
 
 def request(clients, poll):
-    """All of these clients say one byte, and get it back."""
+    """All of these clients send one byte, and get it back."""
     for client in clients:
         client.send(b"x")
     missing = len(clients)

@@ -1,6 +1,6 @@
 /* The limit: the barest level-triggered loop. It reads once, writes once, and checks nothing, so it
- * loses what a slow reader does not take, and a client that never reads stops it for all. No server
- * that is right can do less for an echo. */
+ * loses what a slow reader does not take, and a client that never reads stops it for all others. No
+ * correct server can do less for an echo. */
 #define _GNU_SOURCE
 
 #include <sys/epoll.h>

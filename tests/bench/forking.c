@@ -26,7 +26,7 @@ int main(int argc, char *argv[])
     int fd, listener = open_listener(argv);
 
     (void)argc;
-    signal(SIGCHLD, SIG_IGN); /* the kernel buries its children */
+    signal(SIGCHLD, SIG_IGN); /* the kernel reaps its children */
     if (fcntl(listener, F_SETFL, 0) == -1)
         err(1, "fcntl"); /* not O_NONBLOCK */
     while ((fd = accept(listener, NULL, NULL)) != -1) {

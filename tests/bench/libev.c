@@ -1,5 +1,5 @@
 /* An echo server on libev: a watcher for each client. What send does not take is kept until there is
- * room, and nothing more is read from that client meanwhile, as on our days. */
+ * room, and nothing more is read from that client meanwhile, as in our servers. */
 #define _GNU_SOURCE
 
 #include <ev.h>

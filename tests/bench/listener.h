@@ -1,5 +1,5 @@
-/* What the servers of make bench share: a listener on 127.0.0.1, with the options of our days and
- * announced as they do it, and as many descriptors as the system gives. They are there to be
+/* What the servers of make bench share: a listener on 127.0.0.1, with the same options and the same
+ * first line as in our servers, and as many descriptors as the system gives. They are there to be
  * measured, not to be learned from. */
 #ifndef LISTENER_H
 #define LISTENER_H
@@ -18,7 +18,7 @@
 
 enum { BACKLOG = 4096, BUFFER_SIZE = 64 * 1024 }; /* as on all days */
 
-/* Returns a non-blocking listener on the port that argv[1] names, on a free one without it. */
+/* Returns a non-blocking listener on the port that argv[1] names, or without it on a free one. */
 static inline int open_listener(char *argv[])
 {
     struct sockaddr_in address = {

@@ -81,7 +81,7 @@ static void open_ring(void)
         order[i] = i;
 }
 
-/* Submits the requests, and waits for so many results. */
+/* Submits the new requests, and waits for so many results. */
 static void enter(unsigned wait)
 {
     long n = syscall(SYS_io_uring_enter, ring, to_submit, wait, IORING_ENTER_GETEVENTS, NULL, 0);
@@ -92,7 +92,7 @@ static void enter(unsigned wait)
         err(1, "io_uring_enter");
 }
 
-/* A request, which the next call of enter submits. Its result is about this, and this client. */
+/* A request, which the next enter submits. Its result says what it is about, and which client. */
 static struct io_uring_sqe *request(int operation, int fd, struct client *c, unsigned about)
 {
     struct io_uring_sqe *r;
@@ -141,7 +141,7 @@ static void open_pool(void)
     }
 }
 
-/* ---- What is asked for */
+/* ---- Requests */
 
 static void start_accepting(void)
 {
@@ -183,7 +183,7 @@ static void drop(struct client *c)
         start_accepting();
 }
 
-/* Whatever has happened: what is to be done for this client now? */
+/* Does what has to be done next for this client, whatever has happened. */
 static void proceed(struct client *c)
 {
     if (c->sending)
@@ -196,7 +196,7 @@ static void proceed(struct client *c)
         drop(c);
 }
 
-/* ---- What a client has to get */
+/* ---- The pieces that a client has yet to get */
 
 static void append(struct client *c, struct piece *piece)
 {
@@ -218,14 +218,14 @@ static void remove_first(struct client *c)
         give_back(piece);
 }
 
-/* From here on receiving ends, and all sending fails. */
+/* Makes receiving end, and all sending fail. */
 static void give_up(struct client *c)
 {
     shutdown(c->fd, SHUT_RDWR);
     c->ended = true;
 }
 
-/* Copies what this client has of the pool. */
+/* Copies this client's pieces out of the pool. */
 static void hold(struct client *c)
 {
     struct piece **p;
@@ -249,7 +249,7 @@ static void hold(struct client *c)
     }
 }
 
-/* ---- Results: a number as from the system call, or -errno */
+/* ---- Results: what the system call would return, or -errno */
 
 static void on_accepted(int fd, unsigned flags)
 {
@@ -262,7 +262,7 @@ static void on_accepted(int fd, unsigned flags)
     } else if (fd >= 0)
         close(fd);
     accepting = flags & IORING_CQE_F_MORE;
-    if (!accepting && fd != -EMFILE && fd != -ENFILE) /* then not before one is free */
+    if (!accepting && fd != -EMFILE && fd != -ENFILE) /* else drop does, when one is free */
         start_accepting();
 }
 
@@ -291,7 +291,7 @@ static void on_sent(struct client *c, int n)
     c->sending = false;
     if (n < 0 && n != -EAGAIN) {
         give_up(c);
-        n = (int)(c->first->length - c->first->sent); /* lost, as the client is */
+        n = (int)(c->first->length - c->first->sent); /* lost with the client */
     }
     if (n > 0)
         c->first->sent += (size_t)n;

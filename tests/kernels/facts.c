@@ -1,8 +1,8 @@
-/* For make kernels: what the notes say of the kernel besides the herd, asked of the one that runs.
- * A line for each answer: group, question and answer, with tabs between. It is there to be run, not
- * to be learned from.
+/* For make kernels: asks the running kernel what the notes say about kernels, except for the herd.
+ * Prints a line for each answer: group, question and answer, with tabs between. It is there to be
+ * run, not to be learned from.
  *
- * It needs libc and /proc alone, so that it can run on a kernel that has just been booted. As root
+ * It needs only libc and /proc, so that it can run on a kernel that has just been booted. As root
  * it has a network of its own: what it sets there is gone when it ends.
  */
 #define _GNU_SOURCE
@@ -188,7 +188,7 @@ static void on_signal(int number)
     caught = number;
 }
 
-/* A signal is pending, and the call lets it in while it sleeps. What may be ready is a pipe. */
+/* A signal is pending, and the call's mask lets it in. What may be ready is a pipe. */
 static void try_signal(const char *name, bool ready, int milliseconds)
 {
     struct timespec time = {0, milliseconds * 1000000L};
@@ -223,7 +223,7 @@ static void try_signal(const char *name, bool ready, int milliseconds)
            : result == 1 ? "the descriptor"
                          : "0",
            caught ? "comes in" : "stays out");
-    signal(SIGUSR1, SIG_IGN); /* it is pending no more */
+    signal(SIGUSR1, SIG_IGN); /* which discards it, if it is still pending */
     close(ends[0]);
     close(ends[1]);
     close(epoll);
@@ -295,7 +295,7 @@ static void end(pid_t pid)
 /* ---- Day 5: which one is woken -------------------------------------------------------------- */
 
 static int awaited, instance, report[2];
-static unsigned exclusive; /* in the mask of an instance that each worker has for itself */
+static unsigned exclusive; /* EPOLLEXCLUSIVE: an instance for each worker; 0: one for all */
 static bool in_accept;
 
 static void await_newcomers(int number)
@@ -352,7 +352,7 @@ static void try_order(const char *name)
 
 /* ---- A listener with a queue is closed ------------------------------------------------------ */
 
-/* We change a setting, and that must not be the machine's. Returns false if we may not. */
+/* We change a setting, which must not be the machine's own. Returns false if we may not. */
 static bool own_network(void)
 {
     struct ifreq lo = {.ifr_name = "lo", .ifr_flags = IFF_UP};
@@ -435,7 +435,7 @@ static void sleep_in(int number)
         nanosleep(&minute, NULL);
 }
 
-/* A child may sleep for something else on its way there: hence the name that it has later, too. */
+/* A child may sleep for something else on its way there: hence the second look, after a while. */
 static void try_wchan(int number)
 {
     int quiet = open_listener(0);
