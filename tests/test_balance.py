@@ -64,11 +64,11 @@ def check_that_nothing_is_left(made, links, folder):
 @needs_machines
 @pytest.mark.skipif(SANITIZED, reason="it counts what happens within half a second, and sanitizers are slower than that")
 def test_what_is_lost_and_what_is_left(begin, tmp_path):
-    """Who got how many; and no client loses anything whose machine lives."""
+    """How many clients each machine got; and no client loses anything while its machine lives."""
     links = os.listdir("/sys/class/net")
     process, made = begin()
     assert len(made) == 4
-    assert process.process.wait(4 * PATIENCE) == 0, process.err  # 13 s, with a machine of its own
+    assert process.process.wait(4 * PATIENCE) == 0, process.err  # 13 s, on a machine with nothing else to do
     process.errors()
     check_that_nothing_is_left(made, links, tmp_path)
 
@@ -141,7 +141,7 @@ def test_a_tool_is_missing(monkeypatch, tool, package):
 
 
 def test_without_root(monkeypatch, capsys):
-    """A quick run, which CI asks for everywhere, has not failed then."""
+    """A quick run, which .ci/run makes everywhere, has not failed then."""
     monkeypatch.setattr(balance.shutil, "which", lambda name: "/bin/" + name)
     monkeypatch.setattr(balance.os, "geteuid", lambda: 1000)
     assert refusal(monkeypatch) == "balance: only root may make network namespaces: sudo make balance"

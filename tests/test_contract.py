@@ -1,4 +1,4 @@
-"""What every server promises, whatever its clients do. `make check` holds yours to it, too."""
+"""What every server promises, whatever its clients do. `make check` runs a server of yours against it, too."""
 
 import contextlib
 import ctypes
@@ -98,7 +98,7 @@ def test_half_close(server, size):
 
 
 def test_half_close_with_much_to_come(server):
-    """A client that says that it has sent all still gets all of it, then end of file."""
+    """A client that has shut down its sending side still gets all of its bytes, then end of file."""
     sock = server.connect(receive_buffer=4 * KIB)
     data = server.fill(sock)
     assert len(data) > MIB // 4
@@ -154,7 +154,7 @@ def test_a_client_that_takes_small_pieces(server):
 
 
 def test_much_waits_when_the_server_comes_to_look(server):
-    """More than it reads in one go (edge-triggered: in many), and nothing follows to remind it."""
+    """More than it reads in one turn, and nothing follows to remind it."""
     sock = server.connect()
     for _ in range(40):
         assert server.echoes(sock, bytes(MIB))  # in use, the buffers of a connection grow
@@ -166,7 +166,7 @@ def test_much_waits_when_the_server_comes_to_look(server):
 
 
 def test_urgent_bytes_come_back(talking):
-    """It keeps its place (SO_OOBINLINE), and is counted."""
+    """An urgent byte keeps its place (SO_OOBINLINE), and is counted."""
     with talking.connect() as sock:
         sock.sendall(b"12")
         sock.send(b"X", socket.MSG_OOB)
@@ -176,7 +176,7 @@ def test_urgent_bytes_come_back(talking):
 
 
 def test_small_answers_do_not_wait(server):
-    """For the acknowledgement of the last one: TCP_NODELAY, asked from the server's own end."""
+    """For the acknowledgement of the one before: TCP_NODELAY, read from the server's own end of the connection."""
     with server.connect() as sock:
         assert server.echoes(sock)
         try:
@@ -191,7 +191,7 @@ def test_small_answers_do_not_wait(server):
 
 
 def test_a_client_whose_machine_has_vanished_is_found(server):
-    """Nobody wants to wait the two hours of tcp(7), so we ask whether keepalive is on."""
+    """We cannot wait the two hours of tcp(7), so we ask whether keepalive is on."""
     with server.connect() as sock:
         assert server.echoes(sock)
         assert has_keepalive(sock), "SO_KEEPALIVE is off at the server's end: the kernel has no timer for this client"
@@ -218,7 +218,7 @@ def test_a_client_that_never_reads_delays_nobody(server):
 
 @since(2)
 def test_a_client_that_sends_without_end_starves_nobody(server):
-    """It reads its answers as fast as it can, so there is always more."""
+    """The client reads its answers as fast as it can, so there is always more to read and to send."""
     with greedy_client(server):
         for _ in range(20):
             with server.connect() as sock:
@@ -245,8 +245,8 @@ def test_nor_if_it_is_faster_than_the_server(start, strace):
 @ours
 @since(2)
 def test_newcomers_without_end_starve_nobody(start, strace):
-    """Each accept takes 2 ms, and three hundred wait. Between two of them the clients that are there have
-    their turn, and so has the signal."""
+    """Each accept takes 2 ms, and three hundred wait. Between two of them the clients that are there get
+    their turn, and so does the signal."""
     server = start(wrapper=strace("accept4:delay_enter=2000"))
     with server.connect() as sock:
         assert server.echoes(sock)
@@ -275,7 +275,7 @@ def test_four_thousand_newcomers_at_once_delay_nobody(server, server_name):
 
 
 def slowest_echo(server, sock, newcomers):
-    """In seconds, while the newcomers are accepted; they speak at once, and all are answered."""
+    """Seconds for the slowest echo while the newcomers are accepted; they speak at once, and all are answered."""
     for newcomer in newcomers:
         newcomer.sendall(b"x")
     slowest, waiting = 0, select.poll()
@@ -332,7 +332,7 @@ def test_sleeps_when_all_have_gone(server):
         assert server.echoes(sock)  # so it has seen what was before
     server.settle()
     sleeps(server)
-    server.errors()  # a reset that comes before the server looks is an error, each time
+    server.errors()  # each reset that comes before the server looks is an error
 
 
 @ours
@@ -358,7 +358,7 @@ WAITS = {"select", "pselect6", "epoll_wait", "epoll_pwait"}
 @ours
 @since(2)
 def test_three_system_calls_for_an_echo(start, strace, tmp_path, server_name):
-    """The wait, one read, one write (and edge-triggered one more read, which finds nothing)."""
+    """The wait, one read, one write (and in edge-triggered mode one more read, which finds nothing)."""
     reads = 2 if "edge" in server_name else 1
     trace = tmp_path / "trace"
     server = start(wrapper=["strace", "-D", "-q", "-o", str(trace)])
@@ -397,7 +397,7 @@ def test_memory_of_a_client_that_never_reads(server):
 @ours
 @since(2)
 def test_an_idle_client_costs_next_to_nothing(start, server_name):
-    """Nobody keeps a buffer for a client to whom nothing is owed."""
+    """No buffer is kept for a client to which nothing is owed."""
     count = 900 if server_name == "day02" else 2000
     server = start(one_process=True)
     with server.connect() as sock:
@@ -422,7 +422,7 @@ def test_memory_does_not_grow_with_the_limit(start):
         return sum(int(re.search(r"VmData:\s+(\d+)", status_of(pid))[1]) * KIB
                    for pid in server.processes())
 
-    # A million if we may, else as many as we may.
+    # A million if that is allowed, otherwise as many as are.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     many = MIB
     try:
@@ -493,7 +493,7 @@ def test_writing_to_a_client_that_is_gone(talking):
 
 def test_a_true_broken_pipe(talking):
     """Bytes that arrived before the reset can still be read, so the server sends twice to a client
-    that is gone. The second time the kernel has no error to tell any more: EPIPE, and SIGPIPE."""
+    that is gone. The second time the kernel has no other error left to report: EPIPE, and SIGPIPE."""
     sock = talking.connect()
     name = name_of(sock)
     for _ in range(20):
@@ -511,7 +511,7 @@ def test_a_true_broken_pipe(talking):
 
 
 def test_answers_to_a_client_that_only_sends(server):
-    """It has closed its receiving side before it sends: its kernel answers the echo with a reset."""
+    """It sends a byte and closes: its kernel answers the echo with a reset."""
     for _ in range(20):
         sock = server.connect()
         sock.sendall(b"a")
@@ -530,7 +530,7 @@ def test_stopped_and_continued(server):
             server.settle()
             server.pause()
             server.resume()
-            server.settle()  # or the bytes might come first, and the call would not fail
+            server.settle()  # otherwise the bytes might come first, and the call would not fail
             assert server.echoes(sock)
 
 
@@ -554,7 +554,7 @@ def test_stopped_and_continued_while_busy(server):
 @ours  # another server's backlog may have no room for twenty
 @since(2)
 def test_all_who_wait_are_accepted(server):
-    """Twenty connect before the server gets to look: that is one event, edge-triggered."""
+    """Twenty connect while the server is stopped, and that is one event: none of them is forgotten."""
     server.settle()
     server.pause()
     socks = [server.connect() for _ in range(20)]
@@ -596,7 +596,7 @@ def test_five_hundred_connect_at_once(server):
 
 @since(2)
 def test_a_thousand_come_and_go(start):
-    """With descriptors for half of them: each is given back."""
+    """There are descriptors for half of them: each has to be given back."""
     server = start(limits={resource.RLIMIT_NOFILE: 500})
     for _ in range(1000):
         with server.connect() as sock:
@@ -651,7 +651,7 @@ def test_out_of_descriptors(start):
 @ours
 @since(2)
 def test_a_shortage_is_told_once(start):
-    """However many come and go meanwhile, and though they go two at a time."""
+    """However many clients come and go meanwhile, even if they leave two at a time."""
     server = start(limits={resource.RLIMIT_NOFILE: 20}, one_process=True)
     socks = [server.connect() for _ in range(60)]
     for sock in socks:
@@ -668,12 +668,12 @@ def test_a_shortage_is_told_once(start):
 
 
 def test_looks_again_each_second(start, server_name):
-    """The shortage may be the system's: nobody leaves, but a descriptor is there again."""
+    """The shortage may be system-wide: no client leaves, but there is a free descriptor again."""
     server = start(one_process=True)
     with server.connect() as sock:
         assert server.echoes(sock)
     server.settle()
-    spins = not server.ours and server.cpu_share() > 0.05  # so it does that always
+    spins = not server.ours and server.cpu_share() > 0.05  # even without a shortage
     lift = server.limit_descriptors_to_those_in_use()
     with first_that_waits(server) as sock:
         if server.ours:
@@ -687,7 +687,7 @@ def test_looks_again_each_second(start, server_name):
 
 
 def first_that_waits(server):
-    """A newcomer that is not served. Some are: a process that sleeps in accept took a descriptor before it slept."""
+    """A newcomer that is not served. Some are: a process that sleeps in accept has reserved a descriptor."""
     for _ in range(10):
         sock = server.connect()
         sock.sendall(b"hello")
@@ -704,8 +704,8 @@ def first_that_waits(server):
 @ours
 @since(2)
 def test_a_shortage_that_is_over(start):
-    """It accepts again as soon as a client leaves, and looks each second no longer when there is a descriptor
-    to spare, though nobody comes for it. The next shortage is told as the first one was."""
+    """It accepts again as soon as a client leaves, and no longer looks each second when there is a descriptor
+    to spare, even if no newcomer comes for it. The next shortage is reported as the first one was."""
     server = start(one_process=True)
     with server.connect() as sock:
         assert server.echoes(sock)
@@ -774,7 +774,7 @@ def test_ends_with_a_client_connected(talking, sig):
 
 def test_ends_with_a_client_that_never_reads(server):
     """Echoed is what the client's kernel has taken, to the byte; all else that it sent is undelivered.
-    (Our kernel goes on with that after the server's end, until somebody reads, or it loses patience.)"""
+    (The server's kernel goes on sending that after the server's end, until the client reads, or it gives up.)"""
     deaf = server.connect(receive_buffer=4 * KIB)
     sent = server.fill(deaf)
     totals = server.stop()
@@ -788,7 +788,7 @@ def test_ends_with_a_client_that_never_reads(server):
 @ours
 @since(2)
 def test_a_client_that_goes_without_its_answers(server):
-    """The same for one that resets: what the server's kernel still had for it is not counted as echoed."""
+    """The same for one that resets: what the server's kernel still had for it does not count as echoed."""
     deaf = server.connect(receive_buffer=4 * KIB, segment=500)
     sent = server.hold(deaf)
     taken = unread(deaf)
@@ -815,7 +815,7 @@ def unread(sock):
 @since(2)
 def test_nothing_is_lost_at_the_end(server):
     """Four clients send without a pause and read 30 MB/s each, so that megabytes are on their way when the
-    signal comes. Each gets all that was echoed, then end of file, and what it sent is all accounted for."""
+    signal comes. Each gets all that was echoed, then end of file, and all that it sent is accounted for."""
     ending = threading.Event()
     streams = [Stream(server.connect(), 30e6, ending) for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
@@ -836,7 +836,7 @@ def test_nothing_is_lost_at_the_end(server):
 
 
 class Stream:
-    """A client that sends without end, and reads so many bytes a second, or all when it is ending."""
+    """A client that sends without end, and reads `pace` bytes per second, or everything once it is ending."""
 
     def __init__(self, sock, pace, ending):
         self.sock, self.pace, self.ending = sock, pace, ending
@@ -900,7 +900,7 @@ def test_ends_though_somebody_is_always_ready(server):
 @since(2)
 def test_ends_though_it_is_busy_and_slow(start, strace, server_name):
     """Twenty of them, where each recv takes 2 ms, as on a machine with other things to do. One wake-up
-    stands for twenty reads, and edge-triggered for four times as many: so they are fewer."""
+    means twenty reads, and in edge-triggered mode twice as many for as many clients: so they are fewer."""
     server = start(wrapper=strace("recvfrom:delay_enter=2000"))
     with greedy_clients(server, 5 if "edge" in server_name else 20):
         server.stop()
@@ -908,7 +908,7 @@ def test_ends_though_it_is_busy_and_slow(start, strace, server_name):
 
 @contextlib.contextmanager
 def greedy_clients(server, count):
-    """Clients that send and read without a pause, from one thread; all of them do when we begin."""
+    """Clients that send and read without a pause, in one thread; all are in full flow when the test goes on."""
     done, poll, got = threading.Event(), select.poll(), {}
     socks = {sock.fileno(): sock for sock in (server.connect() for _ in range(count))}
     for fd, sock in socks.items():
@@ -977,8 +977,8 @@ def receive_what_is_on_the_way(sock):
 @since(2)
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
 def test_no_signal_is_lost(server):
-    """A signal that comes after the server looked at its flag and before it sleeps. We lead it there one
-    instruction at a time: the next one is the system call in which it waits."""
+    """A signal arrives after the server has looked at its flag, but before it sleeps. We lead it there one
+    instruction at a time, until the next one is the system call in which it waits."""
     with server.connect() as sock:
         assert server.echoes(sock)
         server.settle()
@@ -1059,7 +1059,7 @@ def test_the_port_is_free_at_once(start):
 
 @ours
 def test_a_stdout_that_nobody_reads(start_with_pipe):
-    """A pipe that holds a page (pipe(7)) and that nobody empties: three hundred clients are served."""
+    """A pipe that holds a page (pipe(7)) and is never read: three hundred clients are served all the same."""
     server, reader = start_with_pipe()
     fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
     for _ in range(300):
@@ -1073,7 +1073,7 @@ def test_a_stdout_that_nobody_reads(start_with_pipe):
 
 @ours
 def test_a_stdout_that_nobody_has(start_with_pipe):
-    """The other end of the pipe is closed: SIGPIPE, if it were not ignored."""
+    """The other end of the pipe is closed: SIGPIPE would end the server, if it were not ignored."""
     server, reader = start_with_pipe()
     reader.close()
     with server.connect() as sock:
@@ -1102,7 +1102,7 @@ def start_with_pipe(launch, server_name):
 
 
 def ends_in_time(server):
-    """As stop(), for a server whose totals nobody can read."""
+    """Like stop(), for a server whose totals cannot be read."""
     server.process.send_signal(signal.SIGTERM)
     took = server.time_to_end()
     assert server.wait() == (0 if server.handles_signals else -signal.SIGTERM)
@@ -1112,7 +1112,7 @@ def ends_in_time(server):
 @ours
 def test_standard_descriptors_closed(launch, server_name):
     """Started with 0, 1 and 2 closed, the first three sockets would get these numbers, and a client would
-    read the server's messages. It reads its echo alone."""
+    read the server's messages. It must read only its echo."""
     def prepare():
         for fd in range(3):
             os.close(fd)
@@ -1153,7 +1153,7 @@ def test_loopback_unless_told_otherwise(server):
 @ours
 @pytest.mark.together  # they want the same port
 def test_default_port_and_address(launch, day):
-    """Where 8888 is taken, the complaint names it just as well."""
+    """Where 8888 is taken, the complaint names it, which shows just as much."""
     server = launch([program(day)])
     wait_until(lambda: server.out or server.err, "the first line")
     if server.out:
@@ -1318,7 +1318,7 @@ def accept_call(day):
 @ours
 @pytest.mark.parametrize("error", ["ECONNABORTED", "EPROTO", "EPERM", "EHOSTUNREACH"])
 def test_accept_passes_on_an_error(start, strace, day, error):
-    """An error of one connection (accept(2)) costs one line, and the next is taken at once."""
+    """An error of one connection (accept(2)) costs one line, and the next connection is taken at once."""
     server = start(wrapper=strace("%s:error=%s:when=1" % (accept_call(day), error)))
     begin = server.clock()
     with server.connect() as sock:
@@ -1332,7 +1332,7 @@ def test_accept_passes_on_an_error(start, strace, day, error):
 @since(2)
 def test_the_wait_fails(start, strace):
     """select(2) names ENOMEM, and EINTR may come at any time: neither is the server's end. An interrupted
-    wait is not worth a word."""
+    wait is not worth a message."""
     for error, said in (("ENOMEM", 1), ("EINTR", 0)):
         server = start(wrapper=strace(*("%s:error=%s:when=1" % (call, error) for call in WAITS)))
         with server.connect() as sock:
@@ -1381,7 +1381,7 @@ def test_no_room_in_the_interest_set(start, strace, error):
 @since(3)
 @pytest.mark.parametrize("nth", [4, 5])
 def test_no_memory_to_change_the_interest_set(start, strace, nth):
-    """The fourth call is to wait for room, the fifth to wait for bytes again: that client is lost."""
+    """The fourth call starts waiting for room, the fifth waits for bytes again: that client is lost."""
     server = start("-v", wrapper=strace("epoll_ctl:error=ENOMEM:when=%d" % nth))
     unlucky = server.connect(receive_buffer=4 * KIB, segment=500)
     name = name_of(unlucky)
@@ -1396,7 +1396,7 @@ def test_no_memory_to_change_the_interest_set(start, strace, nth):
     assert len(server.errors(1)) == 1
 
 
-# What can fail at the start: since day, the call, its error, what is said.
+# What can fail at the start: from which day on, the call, its error, the message.
 STARTS = [
     (1, "socket", "EMFILE", "socket"),
     (1, "setsockopt", "ENOMEM", "setsockopt SO_REUSEADDR"),
@@ -1410,7 +1410,7 @@ STARTS = [
 @ours
 @until(5)
 def test_a_start_that_fails(launch, strace, day):
-    """It says what and why in one line, and not before that that it listens."""
+    """It says what failed and why in one line, and has not said before that it listens."""
     for since_day, calls, error, message in STARTS:
         if since_day <= int(day[3:]):
             faults = [call + ":error=" + error for call in calls.split(",")]

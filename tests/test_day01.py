@@ -85,8 +85,8 @@ def test_a_client_that_does_not_read_holds_up_the_next(server):
 # ---- The limit: Ctrl-C ends it as it ends any program
 
 def test_the_end_costs_what_is_on_its_way(server):
-    """The kernel closes for it, with bytes unread: that is a reset, and destroys what the client has not
-    taken. No line says so. (Day 2 says goodbye.)"""
+    """The kernel closes its sockets, with bytes unread: that is a reset, which destroys what the client has
+    not taken. No line says so. (Day 2 says goodbye.)"""
     deaf = server.connect(receive_buffer=4096)
     sent = server.fill(deaf)
     said = len(server.out)
@@ -138,7 +138,7 @@ def test_client_takes_a_host(start_day, run_client, host):
 
 
 def test_client_tries_all_addresses(start_day, run_client):
-    """localhost may be ::1 as well as 127.0.0.1, and the server listens on one of them."""
+    """localhost may be ::1 as well as 127.0.0.1, and the server listens on only one of them."""
     server = start_day("day01", "0", "127.0.0.1")
     assert run_client(server.port, "localhost", text=b"hi\n").stdout == b"hi\n"
 
@@ -171,7 +171,7 @@ def test_client_says_when_bytes_are_lost(server):
 
 
 def test_client_as_a_filter(server):
-    """client | head: the client ends by SIGPIPE, as every filter does, and says nothing."""
+    """client | head: SIGPIPE ends the client, as it ends every filter, and the client says nothing."""
     client = subprocess.Popen([program("day01", "client"), str(server.port)], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, restore_signals=True)
     client.stdout.close()
@@ -201,7 +201,8 @@ def test_client_with_wrong_arguments(run_client, arguments, complaint):
 # ---- What two steps of the day promise
 
 def test_stopped_in_the_middle_of_send(start_day):
-    """Stopped and continued, a send that sleeps returns what it has sent until then; the rest is still due."""
+    """When the process is stopped and continued, a send that sleeps returns what it has sent by then; the rest is
+    still due."""
     server = start_day("day01", str(free_port()))
     sock = server.connect(receive_buffer=4096)
     sent = server.fill(sock)

@@ -64,7 +64,7 @@ def test_a_client_is_in_one_set_at_a_time(server):
 # ---- The first limit: FD_SETSIZE
 
 def test_lowers_its_own_limit(start_day):
-    """select has no room for descriptor 1024: the kernel has to say EMFILE before."""
+    """select has no room for descriptor 1024: accept must fail with EMFILE before that."""
     server = start_day("day02", "0", limits={resource.RLIMIT_NOFILE: 2000})
     assert resource.prlimit(server.pid, resource.RLIMIT_NOFILE)[0] == 1024
 

@@ -15,13 +15,13 @@ def server(start_day):
 
 
 def masks(server, fd=6):
-    """What -v told of a descriptor: 'IN RDHUP (close)', once for each wake-up. A client has descriptor
-    6, after stdin, stdout, stderr, the listener, the signals' and the epoll instance."""
+    """What -v has printed of a descriptor: 'IN RDHUP (close)', once for each wake-up. A client has descriptor
+    6, after stdin, stdout, stderr, the listener, the signals and the epoll instance."""
     return [m[1] for line in server.out if (m := re.search(r"fd %d ([^,:]*)" % fd, line))]
 
 
 def interest_set(server):
-    """{descriptor: mask} as the kernel tells it in /proc/PID/fdinfo."""
+    """{descriptor: mask} as the kernel shows it in /proc/PID/fdinfo."""
     with open("/proc/%d/fdinfo/5" % server.pid, encoding="ascii") as file:
         return {int(fd): int(mask, 16)
                 for fd, mask in re.findall(r"tfd:\s+(\d+) events:\s+([0-9a-f]+)", file.read())}
@@ -64,7 +64,7 @@ def test_error(server):
 
 def test_bytes_before_an_error_are_read(server):
     """One byte, then a reset, while the server is not looking: both come in one event. The byte is
-    received (and counted as undelivered, for nobody is there to take it back)."""
+    received (and counted as undelivered, since no client is there to take it back)."""
     sock = server.connect()
     server.settle()
     server.pause()
@@ -78,7 +78,7 @@ def test_bytes_before_an_error_are_read(server):
 
 
 def test_room(server):
-    """The fifth: bytes are held for a client, and there is room for them again."""
+    """A reason of our own: bytes are held for a client, and there is room for them again."""
     sock = server.connect(receive_buffer=4096)
     sent = server.fill(sock)
     woken = len(masks(server))
@@ -104,7 +104,7 @@ def test_interest_set(server):
 
 
 def test_edge_triggered_is_a_bit_of_the_mask(start_day):
-    """Of a client's. The listener stays level-triggered, so that newcomers can be taken one by one."""
+    """Of a client's mask. The listener stays level-triggered, so that newcomers can be taken one by one."""
     server = start_day("day03", "-e", "0")
     with server.connect() as sock:
         assert server.echoes(sock)
@@ -135,8 +135,8 @@ def wake_ups_for_the_same_bytes(server):
 
 
 def test_edge_triggered_wakes_up_less_often(start_day):
-    """The same bytes wait for both. Level-triggered, each wake-up reads a buffer full of them;
-    edge-triggered one wake-up reads them all."""
+    """The same bytes wait for both. In level-triggered mode a wake-up reads one buffer full of them, in
+    edge-triggered mode several."""
     level = wake_ups_for_the_same_bytes(start_day("day03", "-v", "0"))
     edge = wake_ups_for_the_same_bytes(start_day("day03", "-ev", "0"))
     assert edge < level

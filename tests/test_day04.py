@@ -65,7 +65,7 @@ def test_two_servers_take_ports(launch):
 
 
 def test_two_servers_with_thread_sanitizer(launch, tmp_path):
-    """Two threads, and not one variable that both of them write."""
+    """There are two threads, and not one variable that both of them write."""
     built = subprocess.run(
         ["gcc", "-std=gnu11", "-g", "-O1", "-fsanitize=thread", "-pthread", "-o", tmp_path / "two_servers",
          *(ROOT / "day04-epoll-class" / name for name in ("two_servers.c", "server.c", "epoll.c")),

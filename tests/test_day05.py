@@ -45,12 +45,12 @@ def clients_of_each(server):
 KILLED = r"^server: worker (\d+) \(pid (\d+)\) was killed by signal 9 \(Killed\)$"
 
 
-# ---- Who gets the newcomers
+# ---- Which worker gets a newcomer
 
 @pytest.mark.parametrize("mode", ["exclusive", "reuseport"])
 def test_clients_that_stay_are_spread_evenly(start, mode):
-    """Two hundred come one after the other, and four workers have about fifty each: exclusive, as each goes
-    to the end of the queue after a newcomer, reuseport by chance."""
+    """Two hundred come one after the other, and four workers have about fifty each: in mode exclusive
+    because each goes to the end of the queue after a newcomer, in reuseport by chance."""
     server = start(mode, 4, "-v")
     assert all(server.echoes(server.connect()) for _ in range(200))
     least, most = {"exclusive": (30, 70), "reuseport": (20, 90)}[mode]
@@ -60,7 +60,7 @@ def test_clients_that_stay_are_spread_evenly(start, mode):
 
 def test_a_newcomer_makes_nobody_deaf(start, strace):
     """Mode epoll: all workers are woken for it, and one gets it. The others must not wait in accept for the
-    next, for they have clients. Each is late for accept, so that all come while the newcomer is there."""
+    next, because they have clients. Each accept is delayed, so that all come while the newcomer is there."""
     server = start("epoll", 4, wrapper=strace("accept4:delay_enter=20000"))
     socks = []
     for _ in range(10):
@@ -69,7 +69,7 @@ def test_a_newcomer_makes_nobody_deaf(start, strace):
 
 
 def test_one_worker_out_of_descriptors_leaves_the_newcomers_to_the_others(start):
-    """The kernel would wake it alone, in mode exclusive, and tell nobody else: so it leaves the queue."""
+    """In mode exclusive the kernel would wake it, and no other worker: so it leaves the queue."""
     server = start("exclusive", 2)
     for _ in range(10):
         with server.connect() as sock:
@@ -82,7 +82,7 @@ def test_one_worker_out_of_descriptors_leaves_the_newcomers_to_the_others(start)
     begin = server.clock()
     for _ in range(20):
         assert server.echoes(server.connect())
-    assert server.clock() - begin < 0.9  # nobody had to wait for a look each second
+    assert server.clock() - begin < 0.9  # no newcomer had to wait for a look each second
     assert len(server.errors(1)) == 1
 
 
@@ -98,7 +98,7 @@ def test_out_of_descriptors_without_a_storm(start, mode):
     server.settle()
     assert server.cpu_share() < 0.1
     left, poll = dict(enumerate(socks)), select.poll()
-    while left:  # those who have their answer make room for the others
+    while left:  # clients that have their answer make room for the others
         for i, sock in list(left.items()):
             poll.register(sock, select.POLLIN)
             if poll.poll(0):
@@ -145,7 +145,7 @@ def test_a_second_server_cannot_share_the_port(start, launch):
 # ---- The start
 
 def test_listening_is_said_when_all_can_accept(start):
-    """The parent waits for each worker. In mode reuseport nobody but they can have a client."""
+    """The parent waits for each worker. In mode reuseport only they can accept a client."""
     for _ in range(5):
         server = start("reuseport", 4)
         assert len(workers_of(server)) == 4
@@ -198,7 +198,7 @@ def test_a_worker_that_dies_is_reported_and_replaced(start):
         with server.connect() as sock:
             assert server.echoes(sock)
     assert len(server.errors()) == 1
-    assert sum(clients_of_each(server)) == 39  # what the dead one had counted is not lost
+    assert sum(clients_of_each(server)) == 39  # what the dead worker had counted is not lost
 
 
 def test_workers_that_die_at_once_are_not_replaced_in_a_tight_loop(start):
@@ -217,8 +217,8 @@ def test_workers_that_die_at_once_are_not_replaced_in_a_tight_loop(start):
 
 
 def test_started_with_sigchld_ignored(start):
-    """So it is after trap '' CHLD in a shell, and in some launchers: exec hands it down, and the kernel would
-    tell nobody of the dead."""
+    """As after trap '' CHLD in a shell, and in some launchers: exec hands that down, and the kernel would not
+    report the death of a worker."""
     server = start(prepare=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
     victim = workers_of(server)[0]
     os.kill(victim, signal.SIGKILL)
@@ -246,8 +246,8 @@ def test_a_fork_that_fails_is_told_once_a_second(start, strace):
 
 
 def test_ctrl_c_reaches_the_workers_too(start):
-    """A terminal sends SIGINT to all of a foreground job. Who hears of it first makes no difference: no
-    worker is taken for dead."""
+    """A terminal sends SIGINT to all processes of a foreground job. Which of them gets it first makes no
+    difference: no worker is reported as dead."""
     for _ in range(10):
         server = start("exclusive", 4, start_new_session=True)
         os.killpg(server.pid, signal.SIGINT)
@@ -273,8 +273,8 @@ def runs(pid):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_worker_that_is_stopped_does_not_stop_the_end(start, mode):
-    """SIGSTOP, and it cannot hear us: it is killed, and we are told. Meanwhile the parent's listener is
-    closed: newcomers are not to wait at a server that ends."""
+    """After SIGSTOP it cannot react: it is killed, and that is reported. Meanwhile the parent's listener is
+    closed: newcomers must not wait for a server that is about to end."""
     server = start(mode, 2)
     victim = workers_of(server)[0]
     os.kill(victim, signal.SIGSTOP)
@@ -296,8 +296,8 @@ def sockets_of(pid):
 
 
 def test_lines_of_several_processes_do_not_mix(start):
-    """Six hundred clients speak while nobody looks, so that a wake-up has as many events as it may have, and
-    its line is as long as it can get."""
+    """Six hundred clients speak while the server is stopped, so that a wake-up has as many events as it may
+    have, and its line is as long as it can get."""
     server = start("exclusive", 3, "-v")
     socks = [server.connect() for _ in range(600)]
     for sock in socks:
@@ -324,7 +324,7 @@ def test_lines_of_several_processes_do_not_mix(start):
 
 def test_more_clients_than_a_process_may_have(start):
     """Six thousand, and two thousand descriptors for each of four workers. When one has its fill, the others
-    get what comes. (With a sanitizer's patience for fewer: each has to be told goodbye within a second.)"""
+    get what comes. (Fewer with a sanitizer, since the server has to say goodbye to each within a second.)"""
     count = 1200 if SANITIZED else 6000
     server = start("exclusive", 4, limits={resource.RLIMIT_NOFILE: count // 3})
     socks = [server.connect(source="127.0.0.%d" % (1 + i // 1000)) for i in range(count)]
@@ -334,7 +334,7 @@ def test_more_clients_than_a_process_may_have(start):
     server.errors()  # one may have had its fill
     assert server.stop() == (count, 4 * count, 0)
     for sock in socks:
-        reset(sock)  # a kernel does not keep so many in TIME_WAIT, and other tests need theirs
+        reset(sock)  # the kernel keeps only so many in TIME_WAIT, and other tests need theirs
 
 
 # ---- What the reader types
@@ -365,7 +365,7 @@ def test_wrong_options(launch, arguments, complaint):
     assert usage == "usage: server [-v] [-m MODE] [-w WORKERS] [PORT [HOST]]"
 
 
-# ---- What the first steps of the day promise: with no option yet
+# ---- What the first steps of the day promise, when there is no option yet
 
 def test_several_processes_serve(start_day):
     server = start_day("day05", "0")

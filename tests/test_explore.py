@@ -34,7 +34,7 @@ def runs():
 
 
 def run(name, **chosen):
-    """The frames of a model. A choice is named with _ for each space."""
+    """The frames of a model. In the name of a choice _ stands for a space."""
     chosen = {choice.replace("_", " "): value for choice, value in chosen.items()}
     [frames] = [frames for which, how, frames in runs() if which == name and how == chosen]
     return frames
@@ -52,7 +52,7 @@ def test_the_still_pictures_are_frames_of_the_models():
     drawn = stills.draw()
     assert list(drawn) == stills.NAMES
     for name, svg in drawn.items():
-        assert (stills.FOLDER / (name + ".svg")).read_text() == svg, "tests/book/stills.py draws them anew"
+        assert (stills.FOLDER / (name + ".svg")).read_text() == svg, "tests/book/stills.py draws them again"
 
 
 # ---- The wait queue, and what make herd has measured
@@ -147,7 +147,7 @@ def test_the_ready_list_reports_what_epoll_reports(pair, mode, reads):
 
 @needs_node
 @pytest.mark.parametrize("mode, option", [("level-triggered", " 8888"), ("edge-triggered", " -e")])
-def test_the_ready_list_tells_the_experiment_of_the_notes(mode, option):
+def test_the_ready_list_shows_the_experiment_of_the_notes(mode, option):
     """What strace printed there, about descriptor 6, until the client closed."""
     session = re.search(r"inject=recvfrom:error=EAGAIN:when=1 \S+server%s\n(.*?)\n```" % option, NOTES, re.S)[1]
     printed = []
@@ -230,8 +230,8 @@ def filled(levels):
 
 @needs_node
 def test_the_buffers_fill_as_those_of_a_real_server_do(start_day):
-    """64 KiB after the other, to a client that does not read: each time we ask what the kernels have. What is
-    in no buffer is held."""
+    """A client that does not read sends 64 KiB at a time, and each time we ask what the kernels have. What is in no
+    buffer is held."""
     server = start_day("day03", "0")
     client, piece, sent, levels = server.connect(), bytes(1 << 16), 0, []
 

@@ -24,7 +24,7 @@ from harness import BUILD, SANITIZED, failure, musl
 # The section ERRORS of each page, Linux man-pages 6.03, and what it refers to. Left out: EWOULDBLOCK,
 # which is EAGAIN, and ERESTARTSYS and ERESTARTNOINTR, which only a tracer can see.
 ERRORS = {
-    # accept(2), and the network errors that its section RETURN VALUE says are passed on
+    # accept(2), and the network errors that are passed on according to its section RETURN VALUE
     "accept": "EAGAIN EBADF ECONNABORTED EFAULT EINTR EINVAL EMFILE ENFILE ENOBUFS ENOMEM ENOTSOCK "
               "EOPNOTSUPP EPERM EPROTO ENOSR ESOCKTNOSUPPORT EPROTONOSUPPORT ETIMEDOUT "
               "ENETDOWN ENOPROTOOPT EHOSTDOWN ENONET EHOSTUNREACH ENETUNREACH",
@@ -75,7 +75,7 @@ def calls_of(server):
 
 def newcomers_wait(server, call, error):
     """Whether that makes newcomers wait until the server looks again: when accept fails for want of
-    something, and in mode exclusive also when a worker cannot go to the end of the queue by epoll_ctl."""
+    something, and in mode exclusive also when epoll_ctl fails, with which a worker goes to the end of the queue."""
     return (call == "accept" and error in ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
             or call == "epoll_ctl" and server == "day05-exclusive")
 
@@ -113,7 +113,7 @@ def check(condition, what, kind=Failed):
 
 
 class Client:
-    """Says something, and wants to hear it again."""
+    """Sends something, and waits for it to come back."""
 
     def __init__(self, port):
         self.socket = socket.create_connection(("127.0.0.1", port), LOOKED_AGAIN)
@@ -225,7 +225,7 @@ class Run:
         return wrong
 
     def wait(self, within):
-        """Waits for its end: until its pipes have no writer, that is until the last worker is gone."""
+        """Waits for its end, when its pipes have no writer any more: then the last worker is gone."""
         try:
             self.out, err = self.process.communicate(timeout=within)
         except subprocess.TimeoutExpired as slow:
@@ -362,7 +362,7 @@ class Run:
         self.judge_clients(errors, len(injected))
 
     def judge_start(self):
-        """It could not, has said why, and nothing else."""
+        """It could not start, has said why, and nothing else."""
         check(self.port is None and self.out == b"", "it started")
         line = "server: " + self.call + failure(self.error)
         check(len(self.err) == 1 and re.fullmatch(line, self.err[0]), "one line %r expected on stderr" % line)
@@ -414,8 +414,8 @@ class Run:
 
 
 def result(server, call, error, when):
-    """None, or what went wrong. A server that breaks its promise does so each time; but a machine that has
-    much else to do may be late once."""
+    """None, or what went wrong. A server that breaks its promise does so each time; but on a machine that
+    has much else to do it may be late once."""
     for _ in range(3):
         run = Run(server, call, error, when)
         wrong = run.verdict()
@@ -427,7 +427,7 @@ def result(server, call, error, when):
 
 @pytest.fixture(scope="module")
 def results(request, strace):
-    """The runs of all tests of this file that were chosen, begun. Those that wait for a second or more
+    """The runs of all tests of this file that were chosen, as futures. Those that wait for a second or more
     are many at a time, the others as many as keep the cores busy."""
     del strace  # it skips the test if there is no strace
     found = {}

@@ -70,7 +70,7 @@ def test_wake_ups_for_one_connection_after_the_other(way):
     row = measure(way, connections=50)
     if way in WHOLE_HERD:
         assert row["woken"] >= 9 * 50
-        assert row["returned"] >= 50  # how many look again inside the call is a race
+        assert row["returned"] >= 50  # how many of them still find it is a race
     elif way == "shared":
         assert 1.8 * 50 <= row["woken"] < 5 * 50
     else:
@@ -84,7 +84,7 @@ def test_wake_ups_for_one_connection_after_the_other(way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_nap_before_accept_lets_the_program_see_the_herd(way):
-    """With 100 ms between being woken and accepting, no worker finds that the newcomer has gone too early."""
+    """With 100 ms between being woken and accepting, every worker that was woken finds the newcomer still there."""
     row = measure(way, connections=3, delay=100)
     herd_seen = way in WHOLE_HERD or way == "shared"
     assert (row["returned"], row["nothing"]) == ((30, 27) if herd_seen else (3, 0))
@@ -117,7 +117,7 @@ def test_it_agrees_with_what_proc_says_from_outside(by_hand, way):
 
 
 def test_accept_is_a_queue_and_exclusive_is_not():
-    """accept: first in, first woken, and then in again at the end. An entry with EPOLLEXCLUSIVE stays where it is."""
+    """In accept the first in the queue is woken, and rejoins at its end. With EPOLLEXCLUSIVE the first stays first."""
     assert got(measure("accept", 5, 20)) == [4] * 5
     assert got(measure("exclusive", 5, 20)) == [20]
 
@@ -242,7 +242,7 @@ def test_stopped_and_continued(by_hand, way):
 
 @pytest.fixture
 def endless():
-    """endless("mutex"): one that has connections to make for a minute, and is at it. (process, its workers)"""
+    """endless("mutex"): one that has connections to make for a minute, and has begun. (process, its workers)"""
     started = []
 
     def start(way="epoll", **options):
@@ -363,7 +363,7 @@ def test_no_memory_to_share(strace, tmp_path):
 
 
 def test_few_descriptors(monkeypatch):
-    """So many as it needs, and fewer."""
+    """As many as it needs, and fewer."""
     def limit(number):
         return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
 
@@ -401,7 +401,7 @@ def make(*arguments, **options):
 
 
 def test_make_herd(tmp_path):
-    """It shows the table, and keeps it."""
+    """It shows the table, and saves it."""
     done = make("herd", "WORKERS=3", "CONNECTIONS=4", env={**os.environ, "MEASURED": str(tmp_path)})
     rows = herd.parse(done.stdout)
     assert [row["way"] for row in rows] == WAYS and {row["connections"] for row in rows} == {4}
@@ -425,7 +425,7 @@ def test_make_herd_of_a_way_that_there_is_not():
 
 
 def test_make_herd_leaves_nothing_behind():
-    """Ctrl-C in the middle: it says so, and all that it started ends."""
+    """After Ctrl-C in the middle it says so, and all that it started ends."""
     process = subprocess.Popen(["make", "-s", "-C", ROOT, "herd"], stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_until(lambda: running_in_session(process.pid).count("herd") > 5, "its workers")
@@ -436,7 +436,7 @@ def test_make_herd_leaves_nothing_behind():
 
 
 def test_make_switches(tmp_path):
-    """With a hundred requests in flight, a process each goes to sleep after each, one loop seldom."""
+    """With a hundred requests in flight, a process per client goes to sleep after each request, one loop seldom."""
     done = make("switches", env={**os.environ, "MEASURED": str(tmp_path)})
     row = re.search(r"^ *100 +([\d.]+) +([\d.]+) ", done.stdout, re.M)
     assert float(row[1]) >= 0.9

@@ -186,7 +186,7 @@ def test_one_that_cannot_be_had_and_one_that_fails(tmp_path, monkeypatch, capsys
 
 
 def test_interrupted(emulator):
-    """Ctrl-C: it says so, and the emulator ends."""
+    """After Ctrl-C it says so, and the emulator ends."""
     kernel = emulator("exec sleep 1000")
     process = subprocess.Popen([sys.executable, "-c", "import kernels, sys; from pathlib import Path\n"
                                 "kernels.FOLDER, kernels.archive = Path(sys.argv[1]).parent, lambda _: b''\n"

@@ -39,8 +39,8 @@ def test_building_a_day_says_how_to_run_it(day):
 
 @pytest.mark.parametrize("day", DAYS)
 def test_run(day):
-    """make run-dayNN serves within five seconds and tells of each wake-up; what Ctrl-C does, SIGINT to all of
-    them, ends it."""
+    """make run-dayNN serves within five seconds and prints each wake-up. What Ctrl-C does, SIGINT to all of its
+    processes, ends it."""
     out = run_until_ctrl_c(day, within=5)
     assert any("woke up: " in line for line in out) and sum(" connected" in line for line in out) == 1
     assert day == "day01" or out[-1] == "served 1 client: 5 bytes echoed, 0 undelivered"
@@ -51,7 +51,7 @@ def test_run_quietly():
 
 
 def run_until_ctrl_c(day, *arguments, within=PATIENCE):
-    """Has one client, and returns what is printed after the first line."""
+    """Lets one client talk to it. Returns what is printed after the first line."""
     start, port = time.monotonic(), free_port()
     run = subprocess.Popen(["make", "-s", "-C", ROOT, "run-" + day, "PORT=%d" % port, *arguments],
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -86,8 +86,8 @@ def test_diff_shows_the_new_files_after_the_server(day, files):
     assert len(names) == files and names[0] == "server.c"
 
 
-def test_an_edit_is_built_again(tmp_path):
-    """Each header is a prerequisite, too."""
+def test_an_edit_is_built_again():
+    """Headers are prerequisites, too."""
     for edited in ("common/die.h", "day04-epoll-class/server.h", "day04-epoll-class/server.c"):
         done = make("-n", "-W", edited, "programs")
         assert "/day04/server" in done.stdout

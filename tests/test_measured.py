@@ -31,7 +31,7 @@ DATA = {name: figures.load(FOLDER, name) for name in figures.COMMANDS}
 # ---- The notes say what is in the data
 
 def test_the_data_come_from_whole_runs():
-    """Not from make bench QUICK=1, nor from a run that left somebody out."""
+    """Not from make bench QUICK=1, nor from a run that left a server out."""
     assert {name: data["command"] for name, data in DATA.items()} == figures.COMMANDS
     assert list(DATA["bench"]["figures"]["cpu"]) == ["barest", *bench.DAYS, *bench.LIBRARIES, bench.URING]
     assert all(list(rows) == bench.COMPARED and all(row[what] for row in rows.values() for what in row)
@@ -125,7 +125,7 @@ def uneven(load):
 
 
 def quoted():
-    """The sentences of the notes that have figures in them, made from the data."""
+    """The sentences of the notes that contain figures, made from the data."""
     yield ("Beside a thousand idle clients an echo costs `select` %.0f times the CPU, and takes %.0f times as "
            "long." % (price("day02", "1000"), price("day02", "1000", "median")))
     yield ("On day 3 an echo beside 10,000 idle clients costs %.2f times what it costs beside none, on day 4 "
@@ -322,7 +322,7 @@ def uring():
 
 @pytest.mark.book  # it takes its time
 def test_uring_keeps_the_contract(uring):
-    """All that make check asks of any server, but for its end: it has no handler, and says no goodbye."""
+    """All that make check asks of any server, except how it ends: it has no handler, and says no goodbye."""
     with subprocess.Popen(
             [ROOT / "tests" / "run", "-q", "-x", ROOT / "tests" / "test_contract.py", "--server", uring + " {port}",
              "-k", "not inherited_signal_settings and not nothing_is_lost_at_the_end"],
@@ -335,8 +335,8 @@ def test_uring_keeps_the_contract(uring):
 
 
 def test_uring_has_fewer_buffers_than_its_clients_need(launch, uring):
-    """Its pool has 64. Seventy clients do not read what they send, and two hundred more have each sent
-    something when the server comes to look: all of them get what is their own, the latter at once."""
+    """Its pool has 64. Seventy clients do not read what comes back, and two hundred more have each sent
+    something when the server comes to look: all of them get their own bytes, the latter at once."""
     server = launch([uring, "0"]).listening()
     server.ours = False  # it ends by a signal, and says so
     deaf = [server.connect(receive_buffer=4096, segment=500) for _ in range(70)]
@@ -445,7 +445,7 @@ def test_a_crowd_is_there_and_leaves(start_day):
 
 
 def test_interrupted(tmp_path):
-    """Ctrl-C: it says so, and all that it started ends."""
+    """After Ctrl-C it says so, and all that it started ends."""
     process = subprocess.Popen([sys.executable, ROOT / "tests" / "bench.py", "--quick"], text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
                                env={**os.environ, "MEASURED": str(tmp_path)})
@@ -470,7 +470,7 @@ def draw(folder, **environment):
 
 @pytest.mark.skipif(not has_matplotlib(), reason="matplotlib is missing")
 def test_make_figures(tmp_path):
-    """It draws what there are data for, and names the command for the others."""
+    """It draws the figures for which there are data, and names the command for the others."""
     shutil.copy(FOLDER / "switches.json", tmp_path)
     done = draw(tmp_path)
     assert done.returncode == 0, done.stderr
@@ -491,7 +491,7 @@ def test_make_figures_of_a_bench_without_redis_benchmark(tmp_path):
 
 
 def test_make_figures_without_matplotlib(tmp_path):
-    """An interpreter that finds it nowhere."""
+    """With an interpreter that finds it nowhere."""
     (tmp_path / "matplotlib.py").write_text("raise ImportError\n")
     done = draw(tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The site of the book (make book), in a browser: Chromium, driven by the protocol of WebDriver.
+"""The site of the book (make book), in a browser: Chromium, driven through the WebDriver protocol.
 
 Pictures of it are left in build/book-shots. Look at them after a change of page.css.
 """
@@ -50,7 +50,7 @@ def make_book(folder, *arguments, **environment):
 
 @pytest.fixture(scope="session")
 def book(tmp_path_factory):
-    """Made once: several processes run these tests, in one folder."""
+    """Made once, since several processes run these tests, and in one folder."""
     folder = tmp_path_factory.getbasetemp() / "site"
     with open("%s.lock" % folder, "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -149,7 +149,7 @@ def calm(browser):
 # ---- What it weighs
 
 def test_the_site_is_small():
-    """So small that it can be read."""
+    """Small enough to be read."""
     def lines(*patterns):
         return sum(len(path.read_text().splitlines()) for each in patterns for path in (ROOT / "tests/book").glob(each))
 
@@ -204,7 +204,7 @@ def shown(browser):
 
 @pytest.mark.parametrize("day", DAYS)
 def test_every_step_shows_what_make_builds(day, book, calm):
-    """All files, and as new what is new in them."""
+    """All its files, and what is new in them is marked as new."""
     calm.open(book, "day-%d.html" % int(day[3:]))
     for number in range(len(DAYS[day]) + 1):
         before, after = built(day, max(number - 1, 0)), built(day, number)
@@ -237,7 +237,7 @@ def test_the_difference_leads_from_one_step_to_the_next(day, book, calm):
 
 
 def test_scrolling_moves_the_code(book, calm):
-    """And the address, and the heading; with an animation if the reader wants one."""
+    """And the address, and the heading; with an animation, unless the reader prefers none."""
     for motion in ("no-preference", "reduce"):
         calm.prefer(reduced_motion=motion)
         calm.open(book, "day-2.html#day-2-step-3")
@@ -253,7 +253,7 @@ def test_scrolling_moves_the_code(book, calm):
 
 
 def test_a_block_leads_to_its_lines(book, calm):
-    """While its caption is read, and at a press of its button, from where Escape leads back."""
+    """When its button is pressed; Escape leads back to that."""
     calm.open(book, "day-1.html#day-1-step-6")
     for block, file, line in ((2, "server.c", "static bool fail(int fd, const char *call)"),
                               (8, "common/die.c", "void complain(const char *format, ...)")):
@@ -306,7 +306,8 @@ def test_a_session_can_be_played_and_copied(book, calm):
 
 
 def test_a_terminal_shows_what_was_seen(tmp_path):
-    """Of much output its ends and what the notes name. Where nothing was seen, what the notes have, and it says so."""
+    """If that is much, its ends and what the notes show of it. Where nothing was seen, what the notes have, and it
+    says so."""
     block = next(block for block in CONSOLE if "make diff-day01 STEP=8" in "\n".join(block.text))
     lines = ["line %d" % i for i in range(100)] + ["+static void open_listener(void)"] + ["the end"]
     sessions.keep(tmp_path, block, ["\n".join(lines) + "\n"], "Linux 1.2")

@@ -17,7 +17,7 @@ pitfalls = pytest.mark.parametrize("name", pitfall.NAMES)
 @pytest.fixture(scope="module")
 def reports(request):
     """What pytest says of the tests that this run needs, with nothing broken, and for each bug a future of what it
-    says with it. One of each day has its turn in the same run of pytest, since each test is about one day's server;
+    says with the bug. One of each day has its turn in the same run of pytest, since a test is about one day's server;
     and there are several runs at a time, since a broken server mostly does nothing."""
     if SANITIZED or musl():
         pytest.skip("this is about the tests, which are the same for all builds: make test does it")
@@ -29,7 +29,7 @@ def reports(request):
         broken = {}
         for together in zip_longest(*of_each_day):
             together = list(filter(None, together))
-            # Not where make pitfall-NAME has its copies, which the other half of the tests may type just now.
+            # Not where make pitfall-NAME has its copies, which test-book may be using at the same time.
             report = pool.submit(pitfall.run_broken, *together, where="pitfalls-tested")
             broken.update(dict.fromkeys(together, report))
         yield good, broken

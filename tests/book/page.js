@@ -1,5 +1,5 @@
-/* The files beside the text, as they stand at the step that is being read, and terminals that play. Without this
- * program the page has all of it as well: the code and the sessions stand where the notes have them. */
+/* The files next to the text, as they stand at the step that is being read, and terminals that play. Without this
+ * program the page has all of that as well: the code and the sessions stand where the notes have them. */
 "use strict";
 
 const find = (query, from = document) => from.querySelector(query);
@@ -125,7 +125,7 @@ function move(before) {
     for (const { element, top: now } of in_sight()) {
         const by = before.get(element.line)?.top - now;
         before.delete(element.line);
-        if (!(Math.abs(by) < box.height)) /* also if it was nowhere */
+        if (!(Math.abs(by) < box.height)) /* also if it was not in sight */
             element.animate([{ opacity: 0, transform: "translateX(-1.5rem)" }, { opacity: 1 }], time);
         else if (by)
             element.animate([{ transform: `translateY(${by}px)` }, { transform: "none" }], time);
@@ -235,7 +235,7 @@ function set_up_terminal(figure) {
     tabs.slice(1).forEach(tab => tab.prepend(make("span", {}, words.terminal + " ")));
     press(tabs, tabs[0]);
 
-    let run = null; /* the one that is playing */
+    let run = null; /* the present one, while it plays */
     const texts = new Map(all("kbd", figure).map(typed => [typed, typed.textContent]));
     const stop = () => {
         run = null;

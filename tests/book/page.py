@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the site of the book: the notes, and beside them the files as they stand at the step that is being read.
+"""Makes the site of the book: the notes, and next to them the files as they stand at the step that is being read.
 
     page.py [FOLDER [LANGUAGE NAME FILE]]    write it there (build/book), with another edition of the notes
 
@@ -46,7 +46,7 @@ SOURCE = os.environ.get("SOURCE", "../../")  # where links to our files lead: to
 
 EDITIONS = [("en", "English", "NOTES.md"), ("zh-Hans", "中文", "NOTES.zh.md")]
 
-# Chapters that share a page, or have a shorter name there than their heading.
+# Chapters that share a page, or whose page has a shorter name than their heading.
 PAGES = {"how-to-read": "index", "words": "index", "a-connection-seen-from-both-ends": "connection",
          "measured-side-by-side": "measured", "what-comes-after": "after", "references": "after"}
 
@@ -54,8 +54,8 @@ WORDS = {"en": {
     "contents": "Contents", "prev": "Previous", "next": "Next", "language": "Language", "skip": "Skip to the text",
     "beside": "The code at this step", "file": "The file", "whole": "Whole file", "step": "This step",
     "day": "Since yesterday", "same": "This step leaves the file as it is.", "lines": "Show in the file",
-    "none": "There is no code yet. From step 1 on the files stand here, with the new lines of the step that you read "
-            "marked. “This step” also shows the lines that go; the button beside a caption leads to its lines.",
+    "none": "There is no code yet. From step 1 on the files stand here, with the new lines of the step that you are "
+            "reading marked. “This step” also shows the lines that go; the button at a caption leads to its lines.",
     "here": "A link to here", "drawing": "A drawing of what the text says", "session": "A session", "every": "All",
     "terminal": "Terminal", "play": "Play", "rest": "Show all", "copy": "Copy", "copied": "Copied", "key": "Ctrl-%s",
     "more": "… %d lines …", "notes": "as in the notes", "seen": "as printed by %s",
@@ -68,7 +68,7 @@ escape = functools.partial(html.escape, quote=False)
 
 
 def slug(heading):
-    """What a forge makes of a heading."""
+    """The anchor that a forge makes of a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -260,7 +260,7 @@ class Edition:
                 self.sections[-1].tokens.append(token)
         for mine, theirs in itertools.zip_longest(self.sections, first.sections) if first else ():
             if not mine or not theirs or mine.shape() != theirs.shape():
-                sys.exit("book: %s: from here on it has not the headings and blocks of %s: %s" % (
+                sys.exit("book: %s: from here on its headings and blocks are not those of %s: %s" % (
                     file, EDITIONS[0][2], (mine or theirs).title.content))
         for number, section in enumerate(self.sections):
             section.name(self.sections[number - 1] if number else None, days)
@@ -411,8 +411,8 @@ class Page:
     # ---- Sessions
 
     def session(self, text):
-        """What is typed into which terminal, and what came."""
-        doing = sessions.actions(sessions.Block(self.name, "console", 0, text, "", ""))
+        """What is typed into which terminal, and what comes of it, as HTML."""
+        doing = sessions.actions(sessions.Block(self.name, "console", 0, text, ""))
         system, saw = sessions.recall(BUILD, text)
         self.from_the_notes = self.from_the_notes or not system
         result, last = [], None

@@ -1,5 +1,5 @@
 """The blocks of a page of notes, and how to read a ```console block: what is typed into which terminal, and what
-comes of it. NOTES.md says it to the reader in "How to read"."""
+comes of it. NOTES.md explains that to the reader in "How to read"."""
 
 import functools
 import hashlib
@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class Block:
-    def __init__(self, page, kind, line, text, before, heading):
-        self.page, self.kind, self.line, self.heading = page, kind, line, heading
+    def __init__(self, page, kind, line, text, before):
+        self.page, self.kind, self.line = page, kind, line
         self.text = text
         self.before = before  # the last line above it that is not empty
         self.where = "%s:%d" % (page, line)
@@ -23,18 +23,16 @@ class Block:
 
 @functools.cache
 def blocks(page):
-    found, heading, before, block = [], "", "", None
+    found, before, block = [], "", None
     for number, line in enumerate((ROOT / page).read_text().splitlines(), 1):
         fence = re.match(r"(?:<[^>]*>)?```(\w*)$", line)
         if fence and block is None:
-            block = Block(page, fence[1], number, [], before, heading)
+            block = Block(page, fence[1], number, [], before)
         elif fence:
             found.append(block)
             before, block = "", None
         elif block is not None:
             block.text.append(line)
-        elif line.startswith("#"):
-            heading, before = line.strip("# "), line
         elif line.strip():
             before = line.strip()
     assert block is None, "%s:%d: this block does not end" % (page, block.line)
@@ -80,7 +78,7 @@ def keep(folder, block, saw, system):
 
 
 def recall(folder, text):
-    """The system that it was typed on, and what came after each action; or None twice."""
+    """The system on which it was typed, and what came after each action; or None twice."""
     path = transcript(folder, text)
     kept = json.loads(path.read_text()) if path.exists() else {"system": None, "saw": None}
     return kept["system"], kept["saw"]

@@ -47,7 +47,7 @@ SENTENCES = {kind: re.compile(r"In `([\w/]+\.[ch])`, (`.*`) " + text) for kind, 
 }.items()}
 
 
-ALONE = ["client.c", "bzero_pitfall.c", "two_servers.c"]  # programs beside the server stay in their day
+ALONE = ["client.c", "bzero_pitfall.c", "two_servers.c"]  # programs besides the server, which the next day leaves out
 
 
 class Wrong(Exception):
@@ -69,7 +69,7 @@ class Step:
         self.day, self.number, self.title, self.line = day, number, title, line
         self.changes = []
         self.promises = []  # the tests that pass from here on, and did not before
-        self.files = None  # as they are after it, once build was asked for them
+        self.files = None  # as they are after it, once build has made them
 
 
 def read(path=NOTES):
@@ -211,7 +211,7 @@ def in_code(text, name, new):
 
 
 def sentence(files, change, where):
-    """Does what a sentence says of some names."""
+    """Does what a sentence says about some names."""
     parts, other = pieces(files[change.file].rstrip("\n")), "".join(change.text)
     for name in change.name:
         if change.kind == "called":

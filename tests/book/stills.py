@@ -28,7 +28,7 @@ def run(command):
 
 
 def page(expression="null", style=""):
-    """The four in a page of their own, which writes down what the expression gives, or what is promised."""
+    """A page with the four, which writes down the value of the expression, or what it promises."""
     figures = "\n".join('<figure class="explore" data-explore="%s"></figure>' % name for name in NAMES)
     scripts = "".join('<script src="%s"></script>' % path.as_uri() for path in SCRIPTS)
     return PAGE % ((FOLDER / "explore.css").as_uri(), style, figures, scripts, expression)
@@ -43,7 +43,7 @@ def in_chromium(expression):
 
 
 def evaluate(expression):
-    """What an expression of JavaScript gives that knows explore. None if there is nothing to run it."""
+    """The value of a JavaScript expression, in which explore is defined. None if there is nothing to run it."""
     if shutil.which("node"):
         required = "".join("require(%s);" % json.dumps(str(path)) for path in SCRIPTS)
         return json.loads(run(["node", "-e", "%sconsole.log(JSON.stringify(%s))" % (required, expression)]))

@@ -2,8 +2,8 @@
 /* The four buffers between two programs: what happens when the client does not read, and when it reads again?
  *
  * A square is 16 KiB. The client has 48 to send. The server reads 4 at a time at most (64 KiB) and sends them
- * back; what send does not take it holds, and reads on only when that is gone. The buffers are those of the notes
- * in small. tests/test_explore.py lets the server of day 3 do the same, and compares.
+ * back; what send does not take it holds, and reads on only when that is gone. The buffers are those of the notes,
+ * only smaller. tests/test_explore.py lets the server of day 3 do the same, and compares.
  */
 {
   const TOTAL = 48, PIECE = 4, PACE = 3; // PIECE: what a program reads at most; PACE: what else moves in a step
@@ -14,7 +14,7 @@
     clientSend: "The last buffer is full. The client's own send sleeps, without a line of ours: back-pressure.",
   };
 
-  /* Each place gives the next what that has room for, the last one first, so that bytes move by one place. */
+  /* Each place gives the next one what that has room for, the last place first, so that bytes move by one place. */
   function next(before, reads) {
     const f = { ...structuredClone(before), moved: {} };
     const pass = (from, to, most) => {

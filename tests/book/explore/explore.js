@@ -3,10 +3,10 @@
  *
  *   name, title, height    of the drawing, which is 340 units wide, so that it fits a telephone
  *   choices                {"sleepers": ["10", "5", "2"], …}; the first of each is chosen at the start
- *   run(chosen, frame)     the model, which knows no browser: a list of frames, each with a sentence, `said`.
+ *   run(chosen, frame)     the model, which needs no browser: a list of frames, each with a sentence, `said`.
  *                          Where a choice may change on the way (`live`), it goes on from `frame`.
  *   draw(frame, chosen)    the frame as SVG: the same elements in each, so that what differs can move
- *   count(frame, chosen)   what to count beside it: the rows of a table, the head first
+ *   count(frame, chosen)   what to count below it: the rows of a table, the head first
  *   pace, still            milliseconds for a frame; [chosen, n]: the picture for readers without JavaScript
  */
 globalThis.explore = {
@@ -94,7 +94,7 @@ function mount(figure, widget) {
     if (type !== "radio")
       return;
     chosen[name.slice(widget.name.length + 1)] = value;
-    const ended = step.disabled; // one who has seen the end of one way sees the end of the other
+    const ended = step.disabled; // a reader who has seen the end of one way sees the end of the other
     frames = widget.live ? [...frames.slice(0, at + 1), ...widget.run(chosen, frames[at])] : widget.run(chosen);
     show(widget.live ? at + 1 : ended ? frames.length : at);
   };

@@ -1,9 +1,9 @@
 "use strict";
-/* The wait queue: so many workers sleep, and a newcomer comes. Which of them does the kernel call, which wake, which
- * return to the program, and which of those find nothing?
+/* The wait queue: some workers sleep, and a newcomer comes. Which of them does the kernel call, which of them wake,
+ * which return to the program, and which of those find nothing?
  *
  * A newcomer calls the entries of the listener's wait queue one by one, from the head. An exclusive entry that has
- * woken its worker ends the walk. tests/test_explore.py holds the counts to those that make herd has measured.
+ * woken its worker ends the walk. tests/test_explore.py compares the counts with those that make herd has measured.
  */
 {
   /* measured: woken, returned, found nothing, for so many newcomers (MADE). */

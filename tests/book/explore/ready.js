@@ -1,7 +1,7 @@
 "use strict";
 /* The ready list, with the same six bytes, level- and edge-triggered.
  *
- * The two lines and the recv that fails at first are those of the experiment in the notes (day 3, step 5). `call`
+ * The two lines and the first recv, which fails, are those of the experiment in the notes (day 3, step 5). `call`
  * is a call and its result: tests/test_explore.py makes the same calls on a real epoll instance, and compares.
  */
 {

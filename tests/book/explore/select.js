@@ -2,8 +2,8 @@
 /* select's two sets, through three rounds: what goes in, what comes out, and why each round needs a copy.
  *
  * In its first set the server has the listener (3) and the clients 4 and 5, in its second the client 6, for which
- * it holds something. If it gives select the sets themselves and no copies, all that is left of them is the answer.
- * tests/test_explore.py asks the real select the same.
+ * it holds something. If it gives select the sets themselves instead of copies, all that is left of them is the
+ * answer. tests/test_explore.py asks the real select the same.
  */
 {
   const FDS = [3, 4, 5, 6, 7];
@@ -12,7 +12,7 @@
     { happens: "A newcomer connects, and client 6 reads: there is room.", news: { 3: "comes", 6: "room" } },
     { happens: "Client 4 sends, but does not read.", news: { 4: "sends" } },
   ];
-  const ANSWERS = [["sends", "comes"], ["room"]]; // to which news, as the first set and as the second
+  const ANSWERS = [["sends", "comes"], ["room"]]; // which news the first set reports, and which the second
 
   /* What the server does about it: into which set (0, 1) goes which descriptor, and in words. */
   const SERVED = {
