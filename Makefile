@@ -145,7 +145,7 @@ test: programs ## test: run all tests, except those of the book
 test-book: programs ## test-book: type every session of the notes, run each step's tests on it and on the one before, test the exercises and the site
 	@$(TESTS) -m book
 
-book: ## book: make a site of the notes, with the code of each step beside them, in build/book
+book: ## book: make a site of the notes, with the code of each step next to them, in build/book
 	@tests/book/page.py $(BUILD)/book
 
 check: ## check SERVER='./mine {port}' [DAY=1] [TEST=bytes] [TRACE=1]: say which promises your own server keeps, in any language

@@ -233,7 +233,7 @@ class Play:
             assert time.monotonic() < end, "waited in vain; HAProxy says:\n" + "\n".join(self.haproxy.err[-5:])
             await asyncio.sleep(0.002)
 
-    async def told(self, news, before):
+    async def logged(self, news, before):
         """Until HAProxy has logged the news, after so many lines that were there before."""
         await self.until(lambda: any(news in line for line in self.haproxy.err[before:]))
 
@@ -241,13 +241,13 @@ class Play:
         lines = len(self.haproxy.err)
         self.now("killed")
         os.killpg(self.servers[name].pid, signal.SIGKILL)
-        await self.told("Server echo/%s is DOWN" % name, lines)
+        await self.logged("Server echo/%s is DOWN" % name, lines)
         self.now("killed: noticed")
 
     async def bring_back(self, name):
         lines = len(self.haproxy.err)
         self.servers[name] = self.start_server(name)
-        await self.told("Server echo/%s is UP" % name, lines)
+        await self.logged("Server echo/%s is UP" % name, lines)
         self.now("back")
 
     async def drain(self, name):
@@ -268,7 +268,7 @@ class Play:
         lines = len(self.haproxy.err)
         self.now("silent")
         ip(self.machines[name], "link set eth0 down")
-        await self.told("Server echo/%s is DOWN" % name, lines)
+        await self.logged("Server echo/%s is DOWN" % name, lines)
         self.now("silent: noticed")
 
     async def run(self):

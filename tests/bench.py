@@ -169,9 +169,9 @@ def measure_in_flight(names, rounds, quick):
 
 
 def calls_for_an_echo(server, requests, count):
-    with tempfile.NamedTemporaryFile("r") as told:
-        with_redis_benchmark(server, requests, clients=count, wrapper=[*PERF, "-o", told.name, "-p", str(server.pid)])
-        return int(re.search(r"^(\d+),", told.read(), re.M)[1]) / requests
+    with tempfile.NamedTemporaryFile("r") as log:
+        with_redis_benchmark(server, requests, clients=count, wrapper=[*PERF, "-o", log.name, "-p", str(server.pid)])
+        return int(re.search(r"^(\d+),", log.read(), re.M)[1]) / requests
 
 
 def measure_buffers(rounds, quick):

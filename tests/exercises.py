@@ -498,7 +498,7 @@ def freed_too_early(it):
 def a_back_end_of_poll(it):
     for name in ("main.c", "server.c", "server.h"):
         need((it.folder / name).read_text() == (ROOT / "day04-epoll-class" / name).read_text(),
-             "%s is not as it was, and only epoll.c and epoll.h are to change" % name)
+             "%s is not as it was, and only epoll.c and epoll.h should change" % name)
     if it.traces("whether poll is called, and no function of epoll"):
         with it.running(trace=["epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "poll", "ppoll"]) as server:
             hello(server)

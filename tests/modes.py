@@ -11,7 +11,7 @@ Day 5's server with four workers, in each of its modes, side by side, and for ea
 
 Counted are the clients of each worker, the server's wake-ups and CPU (from /proc), how long a client waited
 from connect to its first echo, and the clients that never got theirs. The clients come on time whether or not
-the ones before were served: if the next had to wait for the last, one that waits long would keep away the others
+the ones before were served: if the next had to wait for the last, one that waits long would hold back the others
 that would have waited, too. Then the laboratory says what a newcomer costs with 1 to 64 workers.
 """
 

@@ -22,7 +22,7 @@ PROMISES = [
     Promise("A client gets back what it sends.", (1, 1), {
         "test_a_line_comes_back": "a client sent one line",
     }, needed_for=ALL),
-    Promise("Every byte comes back, in order, however many they are.", (1, 2), {
+    Promise("Every byte comes back, in order, however many there are.", (1, 2), {
         "test_bytes_come_back": "a client sent {size:,} bytes",
         "test_one_byte_at_a_time": "a client sent 2,000 bytes, each by itself",
     }, needed_for=MUCH),
@@ -50,7 +50,7 @@ PROMISES = [
         "test_the_port_is_free_at_once": "it ended while a client was connected, and it was started again",
     }),
     Promise("Stopped and continued (Ctrl-Z, fg), it goes on as before.", (1, 5), {
-        "test_stopped_and_continued": "it was stopped (SIGSTOP) and continued (SIGCONT) beside an idle client",
+        "test_stopped_and_continued": "it was stopped (SIGSTOP) and continued (SIGCONT) while a client was idle",
         "test_stopped_and_continued_while_busy": "it was stopped (SIGSTOP) and continued (SIGCONT) again and again "
                                                  "while a client sent 8 MiB",
     }),
@@ -69,7 +69,7 @@ PROMISES = [
     }),
     Promise("Out of descriptors, it lets newcomers wait, and serves them when there is one again.", (1, 7), {
         "test_looks_again_each_second": "it was left without a free descriptor (RLIMIT_NOFILE), newcomers came, and "
-                                        "the limit was lifted",
+                                        "the limit was raised again",
     }),
     Promise("An urgent byte comes back like any other.", (1, 12), {
         "test_urgent_bytes_come_back": "a client sent 12, then X as urgent data (MSG_OOB), then 34",
@@ -92,7 +92,7 @@ PROMISES = [
     Promise("A client that is silent delays no other.", (2, 1), {
         "test_a_silent_client_delays_nobody": "ten clients came and were silent, and then one more spoke",
     }, needed_for=ALL),
-    Promise("Clients that come at the same time get their own bytes, each of them.", (2, 1), {
+    Promise("Clients that come at the same time each get their own bytes.", (2, 1), {
         "test_many_clients_at_the_same_time": "twenty clients sent up to 2 MiB each, all at once",
         "test_a_thousand_come_and_go": "a thousand clients came, one after the other; it had 500 descriptors",
     }),
@@ -111,7 +111,7 @@ PROMISES = [
         "test_nothing_is_lost_at_the_end": "four clients were sending and reading without a pause when SIGTERM came",
         "test_ends_though_somebody_is_always_ready": "three clients never paused when SIGTERM came",
     }),
-    Promise("More than a thousand clients at the same time are served.", (3, 3), {
+    Promise("More than a thousand clients are served at the same time.", (3, 3), {
         "test_thousands_of_clients_at_the_same_time": "1,100 clients connected, one after the other, and stayed",
     }),
 ]

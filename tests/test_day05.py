@@ -228,7 +228,7 @@ def test_started_with_sigchld_ignored(start):
     server.stop()
 
 
-def test_a_fork_that_fails_is_told_once_a_second(start, strace):
+def test_a_fork_that_fails_is_reported_once_a_second(start, strace):
     """Two workers die, and no other can be started; the third serves."""
     server = start("exclusive", 3, wrapper=strace(*("%s:error=EAGAIN:when=4+" % call for call in FORKS)))
     begin = time.monotonic()

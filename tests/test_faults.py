@@ -154,7 +154,7 @@ class Client:
               "%s heard nothing for %.1f s" % (self.name, time.monotonic() - self.since), Late)
 
     def leave(self, within=None):
-        """within: after the end of file, which is to come within so many seconds."""
+        """within: after the end of file, which has to come within so many seconds."""
         try:
             self.socket.settimeout(within)
             if within and not self.lost:

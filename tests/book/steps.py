@@ -12,7 +12,7 @@ ends with a colon says where the block of code below it goes:
     `server.c`:                     ```c     this is the whole file
     `server.c`, after `NAME`:       ```c     new lines, after the function (or struct, …) of that name
     `server.c`, before `NAME`:      ```c     the same, before it
-    `server.c`, instead of `NAME`:  ```c     the function anew
+    `server.c`, instead of `NAME`:  ```c     the new function, whole
     `server.c`, in `NAME`:          ```diff  lines with - go, lines with + come, the others are there
     `server.c`:                     ```diff  the same, anywhere in the file
 

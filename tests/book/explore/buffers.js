@@ -38,7 +38,7 @@
       f.held && !before.held ? `send takes ${took} of ${n}. We hold the rest, and read no more from this client.` :
       before.held && took ? "Our send buffer has room: what we hold goes out, and then we read on." :
       f.read === TOTAL ? `All ${TOTAL} are back, in order. Nothing was lost.` :
-      reads ? "The client reads. Each buffer gives to the next, and bytes go round." :
+      reads ? "The client reads. Each buffer gives to the next one, and the bytes go around." :
       newly.length ? FULL[newly[0]] :
       f.held ? "The client sends on, into the room that is left." :
       full.length ? "Nothing leaves our send buffer now, and each answer fills it further." :

@@ -81,7 +81,7 @@
         f.queue.push(f.queue.shift());
       say("All sleep again. " + (
           awake.length > 1 ? `Of ${awake.length} that were woken, ${awake.length - 1} ran for nothing.` :
-          inAccept ? `Worker ${awake} has entered the queue anew, at its tail.` :
+          inAccept ? `Worker ${awake} has joined the queue again, at its tail.` :
           `Worker ${awake} alone was woken, and will be the first next time, too.`));
     }
     return frames;
