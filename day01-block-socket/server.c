@@ -24,7 +24,7 @@
 
 #include "../common/die.h"
 
-/* How many clients may wait for accept (the kernel may allow less), and bytes. */
+/* How many clients may wait for accept (the kernel may allow less), and bytes in the buffer. */
 enum { BACKLOG = 4096, BUFFER_SIZE = 64 * 1024 };
 
 /* An address as text: 127.0.0.1:40123 or [::1]:40123. */

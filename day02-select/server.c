@@ -31,7 +31,7 @@
 
 #include "../common/die.h"
 
-/* How many clients may wait for accept (the kernel may allow less), and bytes. */
+/* How many clients may wait for accept (the kernel may allow less), and bytes in the buffer. */
 enum { BACKLOG = 4096, BUFFER_SIZE = 64 * 1024 };
 
 /* Milliseconds: from one look for a free descriptor to the next, and for the farewell. */
@@ -63,7 +63,7 @@ static int listener = -1;
 static int signal_pipe[2]; /* the signal handler writes to the second, the loop reads the first */
 static bool stop;          /* a signal has come: we say goodbye */
 
-static bool shortage;    /* accept failed for want of descriptors or memory, and we said so */
+static bool shortage;    /* accept failed for lack of descriptors or memory, and we said so */
 static int64_t retry_at; /* if so: when to try again, in milliseconds of now() */
 
 static fd_set reading, writing;                   /* the two sets */
@@ -447,8 +447,7 @@ static void handle(int fd)
         echo(&connections[fd]); /* once: if there is more, select will say so again */
 }
 
-/* Sleeps until something is ready, but at most so many milliseconds; -1: for as long as it takes.
- */
+/* Sleeps until something is ready, at most so many milliseconds; -1: for as long as it takes. */
 static void wait_and_serve(int milliseconds)
 {
     fd_set readable = reading, writable = writing; /* select writes its answer over the question */
@@ -480,7 +479,7 @@ static void serve(void)
     }
 }
 
-/* Stops accepting and says goodbye. Clients that have not ended by then have taken their time. */
+/* Stops accepting and says goodbye. Clients that have not ended after FAREWELL are given up. */
 static void finish(void)
 {
     int64_t end = now() + FAREWELL;

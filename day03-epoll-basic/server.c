@@ -32,7 +32,7 @@
 
 #include "../common/die.h"
 
-/* How many clients may wait for accept (the kernel may allow less), and bytes. */
+/* How many clients may wait for accept (the kernel may allow less), and bytes in the buffer. */
 enum { BACKLOG = 4096, BUFFER_SIZE = 64 * 1024 };
 
 /* Milliseconds: from one look for a free descriptor to the next, and for the farewell. */
@@ -69,7 +69,7 @@ static int listener = -1;
 static int signals = -1; /* a descriptor that can be read when a signal has come */
 static bool stop;        /* a signal has come: we say goodbye */
 
-static bool shortage;    /* accept failed for want of descriptors or memory, and we said so */
+static bool shortage;    /* accept failed for lack of descriptors or memory, and we said so */
 static int64_t retry_at; /* if so: when to try again, in milliseconds of now() */
 
 static int epoll_fd = -1; /* the epoll instance: the kernel's side of the interest set */
@@ -497,9 +497,9 @@ static void print_ready(int ready)
     printf("\n");
 }
 
-/* Level-triggered, one read is enough: if there is more, epoll_wait will say so again.
- * Edge-triggered it will not before still more comes, so we read to the end. If there is no end,
- * because the client sends as fast as we read, want_read makes the kernel look again, and the
+/* In level-triggered mode one read is enough: if there is more, epoll_wait says so again. In
+ * edge-triggered mode it says nothing until still more comes, so we read to the end. If there is no
+ * end, because the client sends as fast as we read, want_read makes the kernel look again, and the
  * others have their turn. */
 static void read_from(struct connection *c)
 {
@@ -527,8 +527,7 @@ static void handle(int fd)
         read_from(&connections[fd]);
 }
 
-/* Sleeps until something is ready, but at most so many milliseconds; -1: for as long as it takes.
- */
+/* Sleeps until something is ready, at most so many milliseconds; -1: for as long as it takes. */
 static void wait_and_serve(int milliseconds)
 {
     int ready = epoll_wait(epoll_fd, events, EVENTS, milliseconds);
@@ -555,7 +554,7 @@ static void serve(void)
     }
 }
 
-/* Stops accepting and says goodbye. Clients that have not ended by then have taken their time. */
+/* Stops accepting and says goodbye. Clients that have not ended after FAREWELL are given up. */
 static void finish(void)
 {
     int64_t end = now() + FAREWELL;

@@ -72,7 +72,8 @@ static void wait_for_an_event(struct epoll_event *events)
     exit(ready == 1 ? EXIT_SUCCESS : EXIT_FAILURE);
 }
 
-/* events: where they are, come what may. object: whose pointer leads there; NULL for an array. */
+/* events: where they are, whatever becomes of a pointer to them. object: whose pointer leads there;
+ * NULL for an array. */
 static void try(const struct call *call, struct epoll_event *events, const struct object *object)
 {
     const size_t length = MAX * sizeof(*events);

@@ -48,7 +48,7 @@ struct server {
     int listener;                   /* -1: it has said goodbye */
     int signals;                    /* a descriptor that can be read when a signal has come */
     struct epoll epoll;             /* all that it waits for */
-    bool shortage;                  /* accept failed for want of descriptors or memory */
+    bool shortage;                  /* accept failed for lack of descriptors or memory */
     int64_t retry_at;               /* if so: when to try again, in milliseconds of now() */
     struct connection *connections; /* the first of the list */
     char buffer[BUFFER_SIZE];       /* one for all: a client to which we owe nothing needs none */

@@ -407,9 +407,9 @@ static void print_ready(const struct server *s, int ready)
     printf("\n");
 }
 
-/* Level-triggered, one read is enough: if there is more, epoll_wait will say so again.
- * Edge-triggered it will not before still more comes, so we read to the end. If there is no end,
- * because the client sends as fast as we read, want_read makes the kernel look again, and the
+/* In level-triggered mode one read is enough: if there is more, epoll_wait says so again. In
+ * edge-triggered mode it says nothing until still more comes, so we read to the end. If there is no
+ * end, because the client sends as fast as we read, want_read makes the kernel look again, and the
  * others have their turn. */
 static void read_from(struct server *s, struct connection *c)
 {
@@ -439,8 +439,7 @@ static void handle(struct server *s, void *data)
         read_from(s, c);
 }
 
-/* Sleeps until something is ready, but at most so many milliseconds; -1: for as long as it takes.
- */
+/* Sleeps until something is ready, at most so many milliseconds; -1: for as long as it takes. */
 static void wait_and_serve(struct server *s, int milliseconds)
 {
     int ready = epoll_sleep(&s->epoll, milliseconds);
@@ -477,7 +476,7 @@ void server_turn(struct server *s)
         server_accept(s);
 }
 
-/* Clients that have not ended by the end have taken their time. */
+/* Clients that have not ended after FAREWELL are given up. */
 void server_finish(struct server *s)
 {
     int64_t end = now() + FAREWELL;
