@@ -82,9 +82,8 @@ static void usage(void)
     exit(2);
 }
 
-/* Finds out where to listen: the first address that the host has. (getaddrinfo takes a port that is
- * too big for another one, so we look at it first.) Says what is wrong and returns false if it
- * cannot. */
+/* Finds out where to listen: the first address that the host has. (getaddrinfo takes port 65537 for
+ * port 1, so we check the port ourselves.) Says what is wrong and returns false if it cannot. */
 static bool look_up(const char *port, const char *host)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;

@@ -61,8 +61,8 @@ struct name name_of(const struct sockaddr_in6 *whose);
  * is none to be had. signalfd(2) */
 int server_signals(void);
 
-/* Finds out where to listen: the first address that host has. (getaddrinfo takes a port that is too
- * big for another one, so we look at it first.) Says what is wrong and returns false if it cannot.
+/* Finds out where to listen: the first address that host has. (getaddrinfo takes port 65537 for
+ * port 1, so we check the port ourselves.) Says what is wrong and returns false if it cannot.
  * getaddrinfo(3) */
 bool server_look_up(struct server *s, const char *port, const char *host);
 
