@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* strerrorname_np turns EACCES into "EACCES". It is glibc's own, since 2.32. */
+/* strerrorname_np turns EACCES into "EACCES". Only glibc has it, since 2.32. */
 static const char *errno_name(int error)
 {
 #if defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 32)

@@ -25,7 +25,7 @@ enum { BUFFER_SIZE = 64 * 1024 }; /* bytes */
 
 static int server;
 static atomic_size_t taken;  /* bytes from stdin, counted before the server can have them */
-static atomic_bool sent_all; /* stdin is at its end, and we said so to the server */
+static atomic_bool sent_all; /* stdin is at its end, and we have told the server */
 
 static void usage(const char *what, const char *value, const char *why)
 {
@@ -69,7 +69,7 @@ static bool send_all(const char *bytes, size_t length)
     return true;
 }
 
-/* From stdin to the server. If that is gone, main hears of it from recv. shutdown says that no more
+/* From stdin to the server. If that is gone, main learns it from recv. shutdown says that no more
  * will come, and leaves the other direction as it is. */
 static void *send_stdin(void *unused)
 {

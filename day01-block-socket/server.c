@@ -32,7 +32,7 @@ struct name {
     char text[80];
 };
 
-/* A client that is connected. An IPv4 address is smaller than an IPv6 one, and fits in as well. */
+/* A client that is connected. An IPv4 address is smaller than an IPv6 one, and fits in, too. */
 struct connection {
     int fd;
     struct sockaddr_in6 address;
@@ -127,7 +127,7 @@ static void open_listener(void)
 
     /* The connections of the server before us may still be in TIME_WAIT; bind all the same. */
     switch_on(SOL_SOCKET, SO_REUSEADDR, "SO_REUSEADDR");
-    /* The sockets that accept gives inherit these: an answer does not wait for the acknowledgement
+    /* Sockets from accept inherit these: an answer does not wait for the acknowledgement
      * of the last one, a machine that has vanished is noticed, an urgent byte is one like others.
      */
     switch_on(IPPROTO_TCP, TCP_NODELAY, "TCP_NODELAY");
@@ -162,7 +162,7 @@ static bool fail(struct connection *c, const char *call)
     return drop(c, strerror(errno));
 }
 
-/* Most errors are those of one connection, which is gone before we could have it. But without a
+/* Most errors are those of one connection, which was gone before we could get it. But without a
  * free descriptor, or memory, all newcomers have to stay in the backlog for a while. */
 static bool accept_failed(void)
 {
@@ -201,7 +201,7 @@ static bool send_all(struct connection *c, const char *bytes, size_t length)
     return true;
 }
 
-/* Reads once and gives back what came: n bytes, never the whole buffer. TCP knows no messages: what
+/* Reads once and gives back what came: n bytes, never the whole buffer. TCP has no messages: what
  * a client sent in one piece may come in three, and the other way round. 0 bytes mean that it has
  * closed its sending side. Returns false if the client is gone. */
 static bool echo(struct connection *c)
@@ -231,7 +231,7 @@ static void serve(void)
 
 int main(int argc, char *argv[])
 {
-    setvbuf(stdout, NULL, _IOLBF, 0); /* line by line, also into a pipe or a file */
+    setvbuf(stdout, NULL, _IOLBF, 0); /* line by line, even into a pipe or a file */
     parse_options(argc, argv);
     fill_standard_descriptors();
     signal(SIGPIPE, SIG_IGN); /* sending to a client that is gone is an error, not our end */

@@ -45,11 +45,11 @@ struct name {
 /* Bytes that a client sent and has not taken back yet. */
 struct held {
     size_t length; /* of bytes[] */
-    size_t sent;   /* how many of them are gone */
+    size_t sent;   /* how many of them have been sent */
     char bytes[];
 };
 
-/* A client that is connected. An IPv4 address is smaller than an IPv6 one, and fits in as well. */
+/* A client that is connected. An IPv4 address is smaller than an IPv6 one, and fits in, too. */
 struct connection {
     int fd;
     struct sockaddr_in6 address;
@@ -127,8 +127,8 @@ static void fill_standard_descriptors(void)
             open("/dev/null", O_RDWR); /* gets the lowest number that is free: this one */
 }
 
-/* A descriptor past the end of an fd_set would make FD_SET write over whatever lies behind it. We
- * lower our own limit, so that accept says EMFILE before that. */
+/* A descriptor past the end of an fd_set would make FD_SET write over whatever follows it. We
+ * lower our own limit, so that accept fails with EMFILE first. */
 static void limit_descriptors(void)
 {
     struct rlimit limit;
@@ -168,7 +168,7 @@ static void open_listener(void)
 
     /* The connections of the server before us may still be in TIME_WAIT; bind all the same. */
     switch_on(SOL_SOCKET, SO_REUSEADDR, "SO_REUSEADDR");
-    /* The sockets that accept gives inherit these: an answer does not wait for the acknowledgement
+    /* Sockets from accept inherit these: an answer does not wait for the acknowledgement
      * of the last one, a machine that has vanished is noticed, an urgent byte is one like others.
      */
     switch_on(IPPROTO_TCP, TCP_NODELAY, "TCP_NODELAY");
@@ -195,7 +195,7 @@ static void on_signal(int signal_number)
     ssize_t n = write(signal_pipe[1], "", 1);
 
     (void)signal_number;
-    (void)n; /* if the pipe is full, there are bytes enough in it */
+    (void)n; /* if the pipe is full, there are enough bytes in it */
     errno = error;
 }
 
@@ -300,10 +300,10 @@ static void add_connection(int fd, const struct sockaddr_in6 *from)
     want_read(&connections[fd]);
 }
 
-/* Without a free descriptor, or memory, none can be accepted, and as long as there are newcomers in
+/* Without a free descriptor or memory no client is accepted, and as long as there are newcomers in
  * the backlog the listener is readable: waiting for it would not let us sleep. So we leave them
  * there, and look again after a while or when a client has left. Other errors are those of one
- * connection, which is gone before we could have it. */
+ * connection, which was gone before we could get it. */
 static void accept_failed(void)
 {
     bool no_room = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
@@ -337,7 +337,7 @@ static void accept_client(void)
 }
 
 /* Sends what the kernel has room for, which may be less than all (a short write) or nothing, and
- * counts it. Returns how many bytes that was, -1 when the client had to be dropped. */
+ * counts it. Returns how many bytes that was, or -1 if the client had to be dropped. */
 static ssize_t send_some(struct connection *c, const char *bytes, size_t length)
 {
     ssize_t n = send(c->fd, bytes, length, 0);
@@ -384,7 +384,7 @@ static bool send_rest(struct connection *c)
     return want_read(c);
 }
 
-/* Reads once and gives back what came: n bytes, never the whole buffer. TCP knows no messages: what
+/* Reads once and gives back what came: n bytes, never the whole buffer. TCP has no messages: what
  * a client sent in one piece may come in three, and the other way round. A client that closes its
  * sending side (0 bytes) has had all its answers, since we do not read while something is held.
  * Returns whether there may be more to read. */
@@ -396,7 +396,7 @@ static bool echo(struct connection *c)
         return false;
     if (n == -1)
         return fail(c, "recv");
-    if (n == 0 && listener == -1) /* its goodbye: it may not have got all of ours yet */
+    if (n == 0 && listener == -1) /* it closes, perhaps before it has taken all that we sent */
         return give_up(c, "closed by the client");
     if (n == 0)
         return drop(c, "closed by the client");
@@ -501,7 +501,7 @@ static void finish(void)
 
 int main(int argc, char *argv[])
 {
-    setvbuf(stdout, NULL, _IOLBF, 0); /* line by line, also into a pipe or a file */
+    setvbuf(stdout, NULL, _IOLBF, 0); /* line by line, even into a pipe or a file */
     parse_options(argc, argv);
     fill_standard_descriptors();
     limit_descriptors();

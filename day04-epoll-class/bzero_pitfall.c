@@ -2,7 +2,7 @@
  *
  * As long as events is an array, as on day 3, both do: an array and its address are the same place.
  * That is how the habit starts. When it becomes a pointer, as in struct epoll, bzero(&events, …)
- * clears the pointer itself and whatever lies behind it, and sizeof(events) is 8.
+ * clears the pointer itself and whatever follows it, and sizeof(events) is 8.
  *
  * Each call runs in a child of its own, which then waits for an event as a server would and exits
  * with 0 if it got one. Here the pointers go through a void *, so no compiler can warn; NOTES.md

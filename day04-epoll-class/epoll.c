@@ -6,7 +6,7 @@
 
 int epoll_open(struct epoll *e, int capacity)
 {
-    /* Look out from here on: events is a pointer now and not an array. sizeof(e->events) is the
+    /* Beware from here on: events is a pointer now and not an array. sizeof(e->events) is the
      * size of the pointer, and &e->events its address, not the array's. See bzero_pitfall.c. */
     *e = (struct epoll){.fd = -1, .capacity = capacity};
     e->events = calloc((size_t)capacity, sizeof(*e->events));

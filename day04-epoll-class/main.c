@@ -1,4 +1,4 @@
-/* Day 4: the same server, put away in two objects.
+/* Day 4: the same server, as two objects.
  *
  * New today: struct epoll (epoll.h), an instance and its events behind six functions, and struct
  * server (server.h), all that a server knows. Nothing else stands in a variable of a file, so one
@@ -53,7 +53,7 @@ static void fill_standard_descriptors(void)
             open("/dev/null", O_RDWR); /* gets the lowest number that is free: this one */
 }
 
-/* The usual limit, 1024, is there for the sake of select. We may go up to the hard one. */
+/* The usual limit, 1024, is there for the sake of select. We may raise it to the hard one. */
 static void limit_descriptors(void)
 {
     struct rlimit limit;
@@ -67,7 +67,7 @@ int main(int argc, char *argv[])
 {
     static struct server server;
 
-    setvbuf(stdout, NULL, _IOLBF, 0); /* line by line, also into a pipe or a file */
+    setvbuf(stdout, NULL, _IOLBF, 0); /* line by line, even into a pipe or a file */
     parse_options(&server, argc, argv);
     fill_standard_descriptors();
     limit_descriptors();

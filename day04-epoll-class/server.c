@@ -35,11 +35,11 @@ enum { EVENTS = 64, ROUNDS = 2 };
 /* Bytes that a client sent and has not taken back yet. */
 struct held {
     size_t length; /* of bytes[] */
-    size_t sent;   /* how many of them are gone */
+    size_t sent;   /* how many of them have been sent */
     char bytes[];
 };
 
-/* A client that is connected. An IPv4 address is smaller than an IPv6 one, and fits in as well. */
+/* A client that is connected. An IPv4 address is smaller than an IPv6 one, and fits in, too. */
 struct connection {
     struct connection *next, *previous;
     struct held *held; /* NULL: nothing, and we want to read. Otherwise we want to write */
@@ -99,7 +99,7 @@ void server_bind(struct server *s)
     switch_on(s, SOL_SOCKET, SO_REUSEADDR, "SO_REUSEADDR");
     if (s->reuse_port)
         switch_on(s, SOL_SOCKET, SO_REUSEPORT, "SO_REUSEPORT");
-    /* The sockets that accept gives inherit these: an answer does not wait for the acknowledgement
+    /* Sockets from accept inherit these: an answer does not wait for the acknowledgement
      * of the last one, a machine that has vanished is noticed, an urgent byte is one like others.
      */
     switch_on(s, IPPROTO_TCP, TCP_NODELAY, "TCP_NODELAY");
@@ -116,7 +116,7 @@ void server_bind(struct server *s)
 /* ---- Signals --------------------------------------------------------------------------------- */
 
 /* Our signals are blocked for good. One that comes stays pending, and then signalfd's descriptor
- * can be read. We never read it, for we only want to know that there is one. */
+ * can be read. We never read it, because we only want to know that there is one. */
 int server_signals(void)
 {
     sigset_t ours;
@@ -247,10 +247,10 @@ static void add_connection(struct server *s, int fd, const struct sockaddr_in6 *
         fail(s, c, "epoll_ctl for");
 }
 
-/* Without a free descriptor, or memory, none can be accepted, and as long as there are newcomers in
+/* Without a free descriptor or memory no client is accepted, and as long as there are newcomers in
  * the backlog the listener is readable: waiting for it would not let us sleep. So we leave them
  * there, and look again after a while or when a client has left. Other errors are those of one
- * connection, which is gone before we could have it. */
+ * connection, which was gone before we could get it. */
 static void accept_failed(struct server *s)
 {
     bool no_room = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
@@ -282,7 +282,7 @@ void server_accept(struct server *s)
 }
 
 /* Sends what the kernel has room for, which may be less than all (a short write) or nothing, and
- * counts it. Returns how many bytes that was, -1 when the client had to be dropped. */
+ * counts it. Returns how many bytes that was, or -1 if the client had to be dropped. */
 static ssize_t send_some(struct server *s, struct connection *c, const char *bytes, size_t length)
 {
     ssize_t n = send(c->fd, bytes, length, 0);
@@ -329,7 +329,7 @@ static bool send_rest(struct server *s, struct connection *c)
     return want_read(s, c);
 }
 
-/* Reads once and gives back what came: n bytes, never the whole buffer. TCP knows no messages: what
+/* Reads once and gives back what came: n bytes, never the whole buffer. TCP has no messages: what
  * a client sent in one piece may come in three, and the other way round. A client that closes its
  * sending side (0 bytes) has had all its answers, since we do not read while something is held.
  * Returns whether there may be more to read. */
@@ -341,7 +341,7 @@ static bool echo(struct server *s, struct connection *c)
         return false;
     if (n == -1)
         return fail(s, c, "recv");
-    if (n == 0 && s->listener == -1) /* its goodbye: it may not have got all of ours yet */
+    if (n == 0 && s->listener == -1) /* it closes, perhaps before it has taken all that we sent */
         return give_up(s, c, "closed by the client");
     if (n == 0)
         return drop(s, c, "closed by the client");

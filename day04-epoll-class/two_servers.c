@@ -26,7 +26,7 @@ int main(int argc, char *argv[])
 {
     static struct server servers[2];
     pthread_t threads[2];
-    int signals = server_signals(); /* before the threads, which take over what we block */
+    int signals = server_signals(); /* before the threads, which inherit what we block */
 
     setvbuf(stdout, NULL, _IOLBF, 0);
     signal(SIGPIPE, SIG_IGN);

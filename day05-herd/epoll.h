@@ -2,7 +2,7 @@
  *
  * struct epoll is ours, one for each loop. struct epoll_event is the system's, one for each
  * descriptor that is ready. The system's functions are epoll_create1, epoll_ctl and epoll_wait; the
- * six below are ours, and they alone call those.
+ * six below are ours, and only they call those.
  *
  * Each takes an object that epoll_open has filled in. None of them prints or exits: they return -1
  * and leave errno, as system calls do.

@@ -96,7 +96,7 @@ static unsigned now(void)
 /* Takes the newcomer. Returns 1, or 0 if another worker was faster.
  *
  * In the way "accept" this is the wait as well. The kernel lines the sleepers up and wakes the first
- * (an exclusive wait); when it comes back it has to queue at the end. Hence the perfect round. */
+ * (an exclusive wait); when it comes back it has to queue at the end. Hence the round-robin. */
 static int take(void)
 {
     int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
@@ -124,7 +124,7 @@ static int wait_in_poll(void)
  * of these find nothing and sleep on, inside the call, without our noticing.
  *
  * With one instance for all, it stands in the queue once and wakes one of its sleepers. While the
- * newcomer is still there, that one wakes the next, and so on; edge-triggered, it does not.
+ * newcomer is still there, that one wakes the next, and so on; not in edge-triggered mode.
  *
  * With EPOLLEXCLUSIVE the instances line up as in accept, but none ever leaves the queue: the first
  * always stays the first. With a listener each, a hash of the addresses chooses the queue. */
@@ -572,7 +572,7 @@ static const struct way *parse_way(const char *name)
             return &ways[i];
     if (help)
         exit(EXIT_SUCCESS);
-    fprintf(stderr, "herd: way %s: there is none of that name (-m help lists them)\n", name);
+    fprintf(stderr, "herd: way %s: no such way (-m help lists them)\n", name);
     usage();
 }
 

@@ -78,7 +78,7 @@ static void choose_mode(const char *name)
         printf("%-10s %s\n", modes[i].name, modes[i].about);
     if (strcmp(name, "help") == 0)
         exit(EXIT_SUCCESS);
-    fprintf(stderr, "server: mode %s: there is none of that name (-m help lists them)\n", name);
+    fprintf(stderr, "server: mode %s: no such mode (-m help lists them)\n", name);
     usage();
 }
 
@@ -125,7 +125,7 @@ static void fill_standard_descriptors(void)
             open("/dev/null", O_RDWR); /* gets the lowest number that is free: this one */
 }
 
-/* The usual limit, 1024, is there for the sake of select. We may go up to the hard one. */
+/* The usual limit, 1024, is there for the sake of select. We may raise it to the hard one. */
 static void limit_descriptors(void)
 {
     struct rlimit limit;
@@ -136,7 +136,7 @@ static void limit_descriptors(void)
 }
 
 /* The parent's signals stay blocked for good, and it asks for the next one. If our own parent
- * ignores SIGCHLD, we would inherit that, and the kernel would not tell us of the dead. */
+ * ignores SIGCHLD, we would inherit that, and the kernel would not report the dead to us. */
 static void catch_signals(void)
 {
     sigemptyset(&ours);
@@ -294,7 +294,7 @@ static void report(int number, pid_t pid, int status)
 }
 
 /* Takes note of all that have died. One that ended as it was told to is not worth a word. */
-static void bury_the_dead(bool told)
+static void reap_the_dead(bool told)
 {
     int status;
     pid_t pid;
@@ -316,7 +316,7 @@ static void supervise(void)
     do {
         bool missing = replace_the_dead();
         signal_number = sigtimedwait(&ours, NULL, missing ? &soon : NULL);
-        bury_the_dead(signal_number == SIGINT || signal_number == SIGTERM);
+        reap_the_dead(signal_number == SIGINT || signal_number == SIGTERM);
     } while (signal_number != SIGINT && signal_number != SIGTERM);
 }
 
@@ -339,7 +339,7 @@ static void stop_workers(void)
     close(server.listener);
     while (send_to_workers(milliseconds_until(end) > 0 ? SIGTERM : SIGKILL) > 0) {
         sigtimedwait(&ours, NULL, &moment); /* until one has died, or another look is due */
-        bury_the_dead(true);
+        reap_the_dead(true);
     }
 }
 

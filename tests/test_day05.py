@@ -351,7 +351,7 @@ def test_help_lists_the_modes():
 
 
 @pytest.mark.parametrize("arguments, complaint", [
-    (["-m", "nonesuch"], "server: mode nonesuch: there is none of that name (-m help lists them)"),
+    (["-m", "nonesuch"], "server: mode nonesuch: no such mode (-m help lists them)"),
     (["-w", "0"], "server: workers 0: not a number from 1 to 4096"),
     (["-w", "two"], "server: workers two: not a number from 1 to 4096"),
     (["-w", ""], "server: workers : not a number from 1 to 4096"),

@@ -173,7 +173,7 @@ def complains(arguments, complaint):
 
 
 @pytest.mark.parametrize("arguments, complaint", [
-    ("-m nonesuch", "herd: way nonesuch: there is none of that name (-m help lists them)"),
+    ("-m nonesuch", "herd: way nonesuch: no such way (-m help lists them)"),
     ("-w 0", "herd: workers 0: not a number from 1 to 1000"),
     ("-w two", "herd: workers two: not a number from 1 to 1000"),
     ("-c 1x", "herd: connections 1x: not a number from 1 to 10000"),
@@ -421,7 +421,7 @@ def test_make_herd_of_one_way(tmp_path):
 def test_make_herd_of_a_way_that_there_is_not():
     done = subprocess.run([sys.executable, ROOT / "tests" / "herd.py", "--way", "nonesuch"], capture_output=True,
                           text=True, check=False, timeout=PATIENCE)
-    assert done.returncode == 2 and done.stderr.startswith("herd: way nonesuch: there is none of that name")
+    assert done.returncode == 2 and done.stderr.startswith("herd: way nonesuch: no such way")
 
 
 def test_make_herd_leaves_nothing_behind():
