@@ -25,6 +25,7 @@ BUILD = ROOT / os.environ.get("BUILD", "build-san" if SANITIZED else "build")
 
 # Seconds until something that must happen counts as not happening.
 PATIENCE = float(os.environ.get("PATIENCE", 30))
+START_WITHIN = 4 * PATIENCE  # for a server of the reader's: it may have to be compiled, or the machine is busy
 STOP_WITHIN = 10 if SANITIZED else 1  # seconds; a sanitizer looks for leaks before it exits
 
 MIB = 1 << 20
@@ -408,10 +409,10 @@ def status_of(pid):
     return read_proc("%d/status" % pid)
 
 
-def wait_until(condition, what):
-    end = time.monotonic() + PATIENCE
+def wait_until(condition, what, patience=PATIENCE):
+    end = time.monotonic() + patience
     while not condition():
-        assert time.monotonic() < end, "waited %g s in vain for %s" % (PATIENCE, what)
+        assert time.monotonic() < end, "waited %g s in vain for %s" % (patience, what)
         time.sleep(0.002)
 
 
@@ -685,7 +686,7 @@ class Yours(Server):
             return is_listening(self.port)
 
         try:
-            wait_until(listens, "a server that listens on port %d" % self.port)
+            wait_until(listens, "a server that listens on port %d" % self.port, START_WITHIN)
         except AssertionError as error:
             raise AssertionError(str(error) + self.last_words()) from None
         return self
