@@ -3,6 +3,7 @@ forked, each of which takes the next test as soon as it has finished one. Their 
 which prints them as pytest always does."""
 
 import os
+import traceback
 from multiprocessing import connection
 
 import pytest
@@ -27,11 +28,15 @@ class Parallel:
                         done += pass_on(session.config, reports.recv())
                     except EOFError:
                         os.waitpid(working.pop(reports), 0)
+                if session.shouldfail:  # -x, --maxfail: what they have begun is their last
+                    empty(queue)
         finally:  # after Ctrl-C, which they get, too
             for pid in working.values():
                 os.waitpid(pid, 0)
-        if done < len(session.items):
-            raise session.Failed("a process ended before its tests: %d of %d are done" % (done, len(session.items)))
+        if done < len(session.items) and not session.shouldfail:
+            session.shouldfail = "a process ended before its tests: %d of %d are done" % (done, len(session.items))
+        if session.shouldfail:
+            raise session.Failed(session.shouldfail)
         return True
 
 
@@ -52,6 +57,11 @@ def queue_of(numbers):
     return reader
 
 
+def empty(queue):
+    while os.read(queue, 1 << 16):
+        pass
+
+
 def take(session, queue):
     work = portions(session.items)
     while number := os.read(queue, 2):
@@ -68,6 +78,8 @@ def start_worker(session, queue):
             reports.close()
             run(session, queue, send)
             status = 0
+        except Exception:  # of no test: of pytest, or of a hook
+            send.send(traceback.format_exc())
         finally:
             os._exit(status)  # the rest of pytest is the first process's
     send.close()
@@ -104,7 +116,10 @@ def run(session, queue, send):
 
 
 def pass_on(config, data):
-    """Gives pytest a report that a process has sent. Returns whether it was the last one of a test."""
+    """Gives pytest a report that a process has sent, or prints an error. Returns whether that was the last of a test."""
+    if isinstance(data, str):
+        config.get_terminal_writer().line("\n" + data)
+        return False
     report = config.hook.pytest_report_from_serializable(config=config, data=data)
     config.hook.pytest_runtest_logreport(report=report)
     if report.when != "teardown":
