@@ -48,6 +48,15 @@ if os.fork() == 0:
     while True: os.write(1, bytes(65536))
 """
 
+# Has a thread that burns a core for so many seconds.
+BURN = """
+import threading
+end = time.monotonic() + {}
+def burn():
+    while time.monotonic() < end: pass
+threading.Thread(target=burn, daemon=True).start()
+"""
+
 NOT_CHECKED = (r"not checked   The other 21: they are about a server that keeps this one.\n"
                r"0 kept, 1 broken, 0 not promised, 21 not checked\n$")
 
@@ -73,9 +82,15 @@ NOT_CHECKED = (r"not checked   The other 21: they are about a server that keeps 
      r"ConnectionResetError(.*\n)*not checked   While .*\n +The server ended again; see above.\n0 kept, 1 broken"),
     ("", "signal.signal(signal.SIGPIPE, signal.SIG_DFL)", "", ["TEST=true_broken_pipe"],
      r"; the server has ended, (killed by SIGPIPE|with exit status 1; it said:)\n"),
+    ("", "", "print('Error: no more\\n  at line 1\\n\\nversion 2', flush=True); os._exit(3)", ["TEST=line"],
+     r"; the server has ended, with exit\s+status 3; it\s+said:\s+Error: no\s+more\n"),
+    ("", BURN.format(1000), "", ["TEST=does_not_read"],
+     r"broken        While .*\n.*\n +seen: there was nothing to do, and it took \d\d+ % of a core\n"),
+    ("", BURN.format(3), "", ["TEST=does_not_read"], r"\n1 kept, 0 broken"),
     ("", BEAST, "", ["TEST=ends_when_idle or line"], r"kept .*\nbroken .*\n +done: it had no client\n"
      r" +seen: SIGTERM was sent, and \d s later the server still ran\n"),
-], ids=["right", "one-by-one", "capitals", "twice", "closes", "hangs", "once", "reset", "pipe", "beast"])
+], ids=["right", "one-by-one", "capitals", "twice", "closes", "hangs", "once", "reset", "pipe", "error", "spins", "works",
+        "beast"])
 def test_verdict(tmp_path, change, before, after, arguments, says):
     program = tmp_path / "server.py"
     program.write_text(BLOCKING.format(change=change, before=before, after=after))
@@ -83,9 +98,28 @@ def test_verdict(tmp_path, change, before, after, arguments, says):
     assert re.search(says, text), text
 
 
+def test_a_slow_server_is_not_broken(tmp_path):
+    """What has not come to its end in time is not checked."""
+    program = tmp_path / "server.py"
+    program.write_text(BLOCKING.format(change="* (time.sleep(0.1) or 1)", before="", after=""))
+    text = check("%s %s {port}" % (sys.executable, program), "TEST=line or byte_at_a_time or next_client", patience="2")
+    assert re.search(r"kept .*\nnot checked   Every byte .*\n +It was not done after 12 s.\nkept .*\n"
+                     r"2 kept, 0 broken, 0 not promised, 1 not checked\n", text), text
+
+
+def test_a_server_that_does_not_start_again(tmp_path):
+    """It says nothing about what the next client would have seen: here the fourth start fails."""
+    program = tmp_path / "server.py"
+    count = "open('%s', 'a').write('x'); os.path.getsize('%s') == 4 and sys.exit(3)" % ((tmp_path / "count",) * 2)
+    program.write_text(BLOCKING.format(change="", before=count, after=""))
+    text = check("%s %s {port}" % (sys.executable, program), "TEST=line or byte_at_a_time or urgent or next_client")
+    assert re.search(r"kept .*\nkept .*\nnot checked   When one .*\n +It did not start again: the server ended before it"
+                     r"\s+listened on port \d+,\s+with\s+exit\s+status\s+3.\nbroken  +An urgent", text), text
+
+
 @pytest.mark.parametrize("command, complaint", [
     ("./no-such-server {port}", "there is no command ./no-such-server"),
-    ("sh -c 'sleep 1000' {port}", r"waited \d s in vain for a server that listens on port \d+"),
+    ("sh -c 'sleep 1000' {port}", r"waited \d+ s in vain for a server that listens on port \d+"),
     ("sh -c 'echo no time; exit 3' {port}",
      r"the server ended before it listened on port \d+, with exit status 3; it said: no time"),
 ])
