@@ -114,7 +114,7 @@ def test_a_server_that_does_not_start_again(tmp_path):
     """It says nothing about what the next client would have seen: here the fourth start fails."""
     program = tmp_path / "server.py"
     count = "open('%s', 'a').write('x'); os.path.getsize('%s') == 4 and sys.exit(3)" % ((tmp_path / "count",) * 2)
-    program.write_text(BLOCKING.format(change="", before=count, after=""))
+    program.write_text("import os, sys\n" + count + BLOCKING.format(change="", before="", after=""))
     text = check("%s %s {port}" % (sys.executable, program), "TEST=line or byte_at_a_time or urgent or next_client")
     assert re.search(r"kept .*\nkept .*\nnot checked   When one .*\n +It did not start again: the server ended before it"
                      r"\s+listened on port \d+,\s+with\s+exit\s+status\s+3.\nbroken  +An urgent", text), text
