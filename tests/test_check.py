@@ -18,7 +18,7 @@ def check(server, *arguments, patience="4"):
     """Returns what make check prints. On stderr there may only be make's own last line."""
     done = subprocess.run(
         ["make", "--no-print-directory", "-C", ROOT, "check", "SERVER=" + server, *arguments], capture_output=True,
-        text=True, check=False, timeout=110, stdin=subprocess.DEVNULL, env={**marked("check"), "PATIENCE": patience})
+        text=True, check=False, timeout=120, stdin=subprocess.DEVNULL, env={**marked("check"), "PATIENCE": patience})
     assert not still_running("check")
     assert re.sub(r"make(\[\d\])?: .*\n", "", done.stderr) == ""
     assert (done.returncode == 0) == (", 0 broken, " in done.stdout), done.stdout
