@@ -78,7 +78,7 @@ def test_what_is_lost_and_what_is_left(begin, tmp_path):
         assert found["came"] == [20, 20, 20]
         killed, drained, silent = found["killed"], found["drained"], found["silent"]
         for death in (killed, silent):
-            assert 0 < death["lost"] <= death["clients"]
+            assert 0 < death["lost"] <= death["clients"], found
             assert death["newcomers"] >= death["sent on"] + death["turned away"]
         assert killed["learn"] < killed["noticed"] and killed["sent on"] > 0
         assert silent["learn"] > killed["noticed"] and silent["bytes"] > 0

@@ -1,5 +1,6 @@
 """Day 5: a parent that looks after its workers, and how the newcomers are spread over them."""
 
+import contextlib
 import os
 import re
 import resource
@@ -291,8 +292,12 @@ def test_a_worker_that_is_stopped_does_not_stop_the_end(start, mode):
 
 
 def sockets_of(pid):
-    folder = "/proc/%d/fd/" % pid
-    return [fd for fd in os.listdir(folder) if os.readlink(folder + fd).startswith("socket:")]
+    found, folder = [], "/proc/%d/fd/" % pid
+    for fd in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):  # it is being closed just now
+            if os.readlink(folder + fd).startswith("socket:"):
+                found.append(fd)
+    return found
 
 
 def test_lines_of_several_processes_do_not_mix(start):
