@@ -677,10 +677,14 @@ class Yours(Server):
         return "; it said: " + (errors or lines)[-1][:150] if lines[-1] else ""
 
     def has_the_listener(self):
-        """Whether one of its processes has the listener of the port."""
-        with contextlib.suppress(OSError):
-            return any(os.readlink(fd) in {"socket:[%s]" % number for number in is_listening(self.port)}
-                       for pid in self.processes() for fd in Path("/proc/%d/fd" % pid).iterdir())
+        """Whether one of its processes has the listener of the port. We look for a second at most, because the first
+        processes of a daemon end while we look."""
+        listeners, end = {"socket:[%s]" % number for number in is_listening(self.port)}, time.monotonic() + 1
+        while time.monotonic() < end:
+            for pid in self.processes():
+                with contextlib.suppress(OSError):
+                    if any(os.readlink(fd) in listeners for fd in Path("/proc/%d/fd" % pid).iterdir()):
+                        return True
         return False
 
     def state(self):
