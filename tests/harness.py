@@ -160,13 +160,16 @@ class Server:
         return time.monotonic() - sum(int(text.split()[1]) for text in waits) / 1e9
 
     def cpu_share(self, seconds=0.2):
-        """CPU that it uses while we do nothing, 1.0 for one core. Times in which a core was busy with something else do
-        not count: on a busy machine a server that spins uses little, too."""
+        """CPU that it uses while we do nothing, 1.0 for one core. Times in which it had to wait for a core do not
+        count: on a busy machine a server that spins uses little, too."""
         def waited():
             return sum(int(text.split()[1]) for text in self._tasks("schedstat")) / 1e9
 
+        def waits_now():  # schedstat has a wait only when it is over
+            return not self.switches()[1] and self.cpu() - used < took / 2
+
         used, waits, start, took = self.cpu(), waited(), time.monotonic(), 0
-        while took < seconds and time.monotonic() - start < PATIENCE:
+        while (took < seconds or waits_now()) and time.monotonic() - start < PATIENCE:
             time.sleep(max(seconds - took, 0.01))
             took = time.monotonic() - start - (waited() - waits)
         return (self.cpu() - used) / max(took, 0.01)
