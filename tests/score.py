@@ -1,6 +1,7 @@
 """The score card of make check: a line for each promise, in place of what pytest prints."""
 
 import re
+import shlex
 import signal
 import subprocess
 import textwrap
@@ -88,7 +89,8 @@ class Card:
         self.counts[verdict] += 1
         indent = " " * 14
         self.print("%-13s %s" % (verdict, sentence), *(
-            textwrap.fill(line, 110, initial_indent=indent, subsequent_indent=indent + " " * 6) for line in more))
+            textwrap.fill(line, 110, initial_indent=indent, subsequent_indent=indent + " " * 6)
+            if "make check" not in line else indent + line for line in more))  # a command to copy
 
     def judge(self, promise, items):
         """The verdict, and lines that explain it."""
@@ -118,7 +120,8 @@ class Card:
                 "done: " + promise.tests[item.originalname].format(**item.callspec.params),
                 "seen: " + seen,
                 "read: NOTES.md, day %d, step %d (%s)" % (day, number, step.title),
-                "test: TEST=%s TRACE=1" % item.originalname]
+                "test: make check SERVER=%s TEST=%s TRACE=1" % (
+                    shlex.quote(self.config.option.server), item.originalname)]
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_setup(self):

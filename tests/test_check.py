@@ -67,13 +67,13 @@ NOT_CHECKED = (r"not checked   The other 21: they are about a server that keeps 
 
 
 @pytest.mark.parametrize("change, before, after, arguments, says", [
-    ("", "", "", ["TEST=line or byte_at_a_time or silent", "DAY=1"],
+    ("", "", "", ["TEST=test_a_line_comes_back or byte_at_a_time[5] or silent", "DAY=1"],
      r"kept          A client gets back.*\nkept          Every byte.*\nnot promised  .* \(from day 2 on\)\n"
      r"2 kept, 0 broken, 1 not promised\n$"),
     ("", "", "", ["TEST=line or silent or many_clients"],
      r"broken        A client that is silent .*\n +done: ten clients .*\n"
      r" +seen: sent 'hello\\n', got nothing for 4 s\n"
-     r" +read: NOTES.md, day 2, step 1 .*\n +test: TEST=test_a_silent_client_delays_nobody TRACE=1\n"
+     r" +read: NOTES.md, day 2, step 1 .*\n +test: make check SERVER='.*' TEST=test_a_silent_client_delays_nobody TRACE=1\n"
      r"not checked   The last one: it is about a server that keeps this one.\n"
      r"1 kept, 1 broken, 0 not promised, 1 not checked\n$"),
     (".upper()", "", "", [], r"seen: sent 'hello\\n', got 'HELLO\\n' back\n(.*\n)*" + NOT_CHECKED),
