@@ -107,7 +107,7 @@ class Exercise:
             (MINE / "common").symlink_to(os.path.relpath(ROOT / "common", MINE))
         compiler = shlex.split(os.environ.get("COMPILE", "cc -std=gnu11 -pthread -Wall -Wextra"))
         sources = [nice(path) for path in sorted(self.folder.glob("*.c"))]
-        need(sources, "there is no .c file in %s. To begin anew, remove it" % nice(self.folder))
+        need(sources, "there is no .c file in %s. To start again, remove it" % nice(self.folder))
         done = subprocess.run([*compiler, "-o", nice(self.program), *sources, "common/die.c",
                                *shlex.split(os.environ.get("LDFLAGS", ""))], cwd=ROOT, check=False)
         need(done.returncode == 0, "it does not compile")
@@ -210,7 +210,7 @@ def same(sent, came, why=""):
          % (len(sent), len(came), wrong, why))
     need(len(came) == len(sent), "%d bytes come back for %d: from byte %d on there are some that were not sent" % (
         len(came), len(sent), wrong))
-    need(came == sent, "other bytes come back than were sent: byte %d is the first of them" % wrong)
+    need(came == sent, "what comes back is not what was sent: byte %d is the first of them" % wrong)
 
 
 def sleeps(server, words="nothing happens"):
@@ -233,7 +233,7 @@ def compare(it, measure, reasons):
     path = it.folder / "prediction.txt"
     text, rows = path.read_text(), {}
     head = re.search(r"^# .*:((?: +\w+)+)$", text, re.M)
-    need(head, "%s has no heading any more. To begin anew, remove it" % nice(path))
+    need(head, "%s has no heading any more. To start again, remove it" % nice(path))
     columns = head[1].split()
     for line in re.findall(r"^[^#\n].*", text, re.M):
         words = line.split()
@@ -241,7 +241,7 @@ def compare(it, measure, reasons):
     unknown = sum(not number.isdigit() for numbers in rows.values() for number in numbers)
     need(not unknown, "%d predictions are missing: put a number in place of each ? in %s" % (unknown, nice(path)))
     for what, numbers in measure().items():
-        need(what in rows, "%s has no line \"%s\" any more. To begin anew, remove it" % (nice(path), what))
+        need(what in rows, "%s has no line \"%s\" any more. To start again, remove it" % (nice(path), what))
         for column, predicted, number in zip(columns, rows[what], numbers):
             need(predicted == number, "\"%s\", %s: it is not %s. %s" % (
                 what, column, predicted, reasons.get(what) or reasons[column]))
@@ -638,7 +638,7 @@ def tell(it):
     print("%s %s\n\n%s\n" % (it.number, title, text), flush=True)
     new = it.begin()
     files = sorted(path.name for path in it.folder.iterdir() if path != it.program)
-    print("%s %s: %s. To begin anew, remove it. A hint stands in NOTES.md, below the task.\n" % (
+    print("%s %s: %s. To start again, remove it. A hint is in NOTES.md, below the task.\n" % (
         nice(it.folder), "is new" if new else "has", ", ".join(files)), flush=True)
 
 
