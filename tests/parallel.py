@@ -3,6 +3,7 @@ forked, each of which takes the next test as soon as it has finished one. Their 
 which prints them as pytest always does."""
 
 import os
+import time
 import traceback
 from multiprocessing import connection
 
@@ -19,7 +20,7 @@ class Parallel:
             return None  # pytest's own loop says what there is to say
         session.config._tmp_path_factory.getbasetemp()  # one folder for all of them
         queue = queue_of(range(len(portions(session.items))))
-        working = dict(start_worker(session, queue) for _ in range(min(self.processes, len(session.items))))
+        working = dict(start_worker(session, queue, number) for number in range(min(self.processes, len(session.items))))
         done = 0
         try:
             while working:
@@ -68,7 +69,7 @@ def take(session, queue):
         yield from work[int.from_bytes(number, "big")]
 
 
-def start_worker(session, queue):
+def start_worker(session, queue, number):
     """Returns the pipe from which its reports come, and its pid."""
     reports, send = connection.Pipe(duplex=False)
     pid = os.fork()
@@ -76,7 +77,7 @@ def start_worker(session, queue):
         status = 1
         try:
             reports.close()
-            run(session, queue, send)
+            run(session, queue, send, in_no_hurry=number > 0)
             status = 0
         except Exception:  # of no test: of pytest, or of a hook
             send.send(traceback.format_exc())
@@ -96,7 +97,18 @@ class Sender:
         self.pipe.send(self.config.hook.pytest_report_to_serializable(config=self.config, report=report))
 
 
-def run(session, queue, send):
+def wait_for_room():
+    """Waits while much more wants to run than there are cores: there are tests of what has to be done in a second. Not
+    for long, since it may be something else that keeps the machine busy."""
+    for _ in range(100):
+        with open("/proc/loadavg", encoding="ascii") as file:
+            running = int(file.read().split()[3].partition("/")[0])
+        if running <= 2 * os.cpu_count():
+            break
+        time.sleep(0.1)
+
+
+def run(session, queue, send, in_no_hurry):
     """Runs tests until there is no other. pytest wants to know the next one, and keeps the fixtures that it needs."""
     config = session.config
     config.pluginmanager.unregister(name="terminalreporter")
@@ -109,6 +121,8 @@ def run(session, queue, send):
     try:
         while test:
             following = next(tests, None)
+            if in_no_hurry:
+                wait_for_room()
             config.hook.pytest_runtest_protocol(item=test, nextitem=following)
             test = following
     finally:
