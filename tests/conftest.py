@@ -47,7 +47,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "since(day): the contract promises this from that day on")
     config.addinivalue_line("markers", "until(day): later days promise something else")
     config.addinivalue_line("markers", "book: types the sessions of the notes, or tests a step: make test-book")
-    config.addinivalue_line("markers", "together: one process runs it with all of its parameters")
+    config.addinivalue_line("markers", "together: one process runs all tests of the file that have this mark")
     config.addinivalue_line("markers", "ours: asks for messages or options that only our servers have")
     # Started in the background of a shell we would ignore SIGINT (sh(1)), and so would all that we start.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -42,11 +42,11 @@ class Parallel:
 
 
 def portions(items):
-    """What one process does in one go: a test, or all those with the mark together that differ only in their
-    parameters. These come first, since they take long."""
+    """What one process does in one go: a test, or all those of a file that have the mark together. These come first,
+    since they take long."""
     found = {}
     for item in items:
-        found.setdefault(item.function if item.get_closest_marker("together") else item.nodeid, []).append(item)
+        found.setdefault(item.path if item.get_closest_marker("together") else item.nodeid, []).append(item)
     return sorted(found.values(), key=len, reverse=True)
 
 

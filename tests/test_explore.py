@@ -13,7 +13,7 @@ import figures
 import stills
 from harness import PATIENCE, ROOT, receive, row_of, wait_until
 
-pytestmark = pytest.mark.book
+pytestmark = [pytest.mark.book, pytest.mark.together]  # one browser after the other
 
 NOTES = (ROOT / "NOTES.md").read_text()
 HERD = {nap: figures.load(ROOT / "tests" / "measured", name) for nap, name in

@@ -5,7 +5,6 @@ Pictures of it are left in build/book-shots. Look at them after a change of page
 
 import base64
 import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -26,7 +25,7 @@ sys.path.insert(0, str(ROOT / "tests" / "book"))
 import sessions  # noqa: E402
 import steps  # noqa: E402
 
-pytestmark = pytest.mark.book
+pytestmark = [pytest.mark.book, pytest.mark.together]  # in one browser
 
 DAYS = steps.read()
 PAGES = ["index", "connection", "day-1", "day-2", "day-3", "day-4", "day-5", "measured", "after", "on-other-kernels"]
@@ -50,13 +49,7 @@ def make_book(folder, *arguments, **environment):
 
 @pytest.fixture(scope="session")
 def book(tmp_path_factory):
-    """Made once, since several processes run these tests, and in one folder."""
-    folder = tmp_path_factory.getbasetemp() / "site"
-    with open("%s.lock" % folder, "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            make_book(tmp_path_factory.getbasetemp() / "unfinished").rename(folder)
-    return folder
+    return make_book(tmp_path_factory.getbasetemp() / "site")
 
 
 # ---- A browser
