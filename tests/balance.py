@@ -431,7 +431,7 @@ def run():
     if reason:
         sys.exit("balance: " + reason)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # with which asyncio knows how to end
-    rounds, crowd, stay, beat = (1, 60, (0.3, 0.9), 0.5) if quick else (3, 300, (1, 3), 2)
+    rounds, crowd, stay, beat = (1, 60, (0.6, 1.8), 0.5) if quick else (3, 300, (1, 3), 2)
     figures, first = {name: [] for name in ALGORITHMS}, {}
     for number in range(rounds):
         for name in ALGORITHMS:
