@@ -61,6 +61,7 @@ class Server:
     def __init__(self, command, port=None, env=None, prepare=None, **popen):
         self.ours = port is None
         self.asked_to_end = False
+        self._waits = 0
         self.command = command
         self.handles_signals = program("day01") not in map(str, command)
         self._out, self._err = Lines(), Lines()
@@ -141,10 +142,7 @@ class Server:
 
     def _tasks(self, name):
         """What /proc says in the file of that name, for each thread that is still there."""
-        for pid, threads in self.family().items():
-            for thread in threads:
-                with contextlib.suppress(OSError):
-                    yield read_proc("%d/task/%s/%s" % (pid, thread, name))
+        return of_threads(self.family(), name)
 
     def cpu(self):
         """Seconds of CPU that it has used."""
@@ -153,11 +151,8 @@ class Server:
     def clock(self):
         """Seconds, of which only differences mean something. Those in which its threads, we or a tracer were ready to
         run, but had to wait for a core, do not count."""
-        waits = [*self._tasks("schedstat"), read_proc("thread-self/schedstat")]
-        tracer = re.search(r"TracerPid:\s+(\d+)", status_of(self.pid))[1]
-        if tracer != "0":
-            waits.append(read_proc(tracer + "/schedstat"))
-        return time.monotonic() - sum(int(text.split()[1]) for text in waits) / 1e9
+        self._waits = max(self._waits, waited(self.pid, self.family()))  # one that has ended has waited all the same
+        return time.monotonic() - self._waits
 
     def cpu_share(self, seconds=0.2):
         """CPU that it uses while we do nothing, 1.0 for one core. Times in which it had to wait for a core do not
@@ -401,6 +396,22 @@ def family(pid):
             if "State:\tZ" not in status_of(pid):
                 found[pid] = threads
     return found
+
+
+def of_threads(processes, name):
+    """What /proc says in the file of that name, for each of {pid: threads} that is still there."""
+    for pid, threads in processes.items():
+        for thread in threads:
+            with contextlib.suppress(OSError):
+                yield read_proc("%d/task/%s/%s" % (pid, thread, name))
+
+
+def waited(pid, processes):
+    """Seconds in which these processes, the tracer of one, or we were ready to run, but had to wait for a core."""
+    found = [*of_threads(processes, "schedstat"), read_proc("thread-self/schedstat")]
+    with contextlib.suppress(OSError):  # it has ended, or there is no tracer, which is number 0
+        found.append(read_proc(re.search(r"TracerPid:\s+(\d+)", status_of(pid))[1] + "/schedstat"))
+    return sum(int(text.split()[1]) for text in found) / 1e9
 
 
 def read_proc(name):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import BUILD, SANITIZED, failure, musl
+from harness import BUILD, SANITIZED, failure, family, musl, waited
 
 # The section ERRORS of each page, Linux man-pages 6.03, and what it refers to. Left out: EWOULDBLOCK,
 # which is EAGAIN, and ERESTARTSYS and ERESTARTNOINTR, which only a tracer can see.
@@ -130,22 +130,29 @@ class Client:
         except OSError:
             self.lost = True
 
-    def listen(self, within):
-        """Whether all that was said is back in time, or the connection has ended, which is noted."""
-        left = within
-        while self.heard != self.said and not self.lost and left > 0:
+    def receive(self, since, within):
+        """What comes next, and nothing at the end of the connection; None if that takes longer."""
+        while (left := since + within - self.clock()) > 0:
             self.socket.settimeout(left)
             try:
-                data = self.socket.recv(len(self.said))
+                return self.socket.recv(1000)
             except TimeoutError:
-                left = self.since + within - self.clock()
-                continue
+                pass  # perhaps the machine was busy with something else
             except OSError:
-                data = b""
+                self.lost = True
+                return b""
+        return None
+
+    def listen(self, within):
+        """Whether all that was said is back in time, or the connection has ended, which is noted."""
+        while self.heard != self.said and not self.lost:
+            data = self.receive(self.since, within)
+            if data is None:
+                return False
             self.heard += data
             self.lost = not data
             check(self.said.startswith(self.heard), "%s heard %r" % (self.name, self.heard))
-        return left > 0
+        return True
 
     def hear(self, within, once_more=False):
         """once_more: it may hear nothing, but then another word brings it both."""
@@ -156,16 +163,10 @@ class Client:
 
     def leave(self, within=None):
         """within: after the end of file, which has to come within so many seconds."""
-        begin, ended = self.clock(), not within or self.lost
-        while not ended:
-            self.socket.settimeout(within)
-            try:
-                check(self.socket.recv(1) == b"", "%s heard more than it said" % self.name)
-                ended = True
-            except ConnectionError:
-                ended = self.lost = True
-            except TimeoutError:
-                check(self.clock() < begin + within, "%s got no end of file" % self.name, Late)
+        if within and not self.lost:
+            data = self.receive(self.clock(), within)
+            check(data is not None, "%s got no end of file" % self.name, Late)
+            check(data == b"", "%s heard more than it said" % self.name)
         self.socket.close()
 
 
@@ -269,18 +270,9 @@ class Run:
     def clock(self):
         """Seconds, of which only differences mean something. Those in which the server, strace or we had to wait for
         a core do not count."""
-        waits = 0
-        for process in ["thread-self", *self.processes()]:
-            with contextlib.suppress(OSError):
-                waits += int(Path("/proc", process, "schedstat").read_text().split()[1])
-        self.waits = max(self.waits, waits / 1e9)  # one that has ended has waited all the same
+        pid = self.process.pid
+        self.waits = max(self.waits, waited(pid, family(pid)))  # one that has ended has waited all the same
         return time.monotonic() - self.waits
-
-    def processes(self):
-        with contextlib.suppress(OSError):
-            tracer = re.search(r"TracerPid:\t(\d+)", Path("/proc/%d/status" % self.process.pid).read_text())[1]
-            return [tracer, str(self.process.pid), *self.workers()]
-        return []
 
     def connect(self):
         self.clients.append(Client(self.port, self.clock))
