@@ -29,6 +29,7 @@ import socket
 import subprocess
 import sys
 import time
+from array import array
 from pathlib import Path
 from statistics import median
 
@@ -42,7 +43,7 @@ ALGORITHMS = ["roundrobin", "leastconn"]
 ADDRESS, PORT = "10.0.0.1", 8888
 PAUSE = 0.1  # seconds, from an echo to the next message
 TICK = 0.1  # seconds, from one point of the curves to the next
-NUMBERS = b"".join(n.to_bytes(4, "big") for n in range(1 << 18))
+NUMBERS = array("I", range(1 << 18)).tobytes()
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -185,8 +186,8 @@ class Crowd:
 class Play:
     """What happens to the machines, and when."""
 
-    def __init__(self, algorithm, beat, tell, stack):
-        self.beat, self.tell, self.stack, self.at = beat, tell, stack, {}
+    def __init__(self, algorithm, crowd, beat, tell, stack):
+        self.crowd, self.beat, self.tell, self.stack, self.at = crowd, beat, tell, stack, {}
         self.machines, here = new_machines(stack)
         self.servers = {name: self.start_server(name) for name in MACHINES}
         for server in self.servers.values():
@@ -233,6 +234,12 @@ class Play:
             assert time.monotonic() < end, "waited in vain; HAProxy says:\n" + "\n".join(self.haproxy.err[-5:])
             await asyncio.sleep(0.002)
 
+    async def answered(self, event, count):
+        """Until the first so many clients that came after the event have had an answer, or have been turned away."""
+        def first():
+            return [client for client in self.crowd.all if client.came > self.at[event]][:count]
+        await self.until(lambda: len(first()) == count and all(client.answered or client.end for client in first()))
+
     async def logged(self, news, before):
         """Until HAProxy has logged the news, after so many lines that were there before."""
         await self.until(lambda: any(news in line for line in self.haproxy.err[before:]))
@@ -275,12 +282,14 @@ class Play:
         self.now("start")
         self.tell("clients come")
         await asyncio.sleep(self.beat)
+        await self.answered("start", self.crowd.count)
         self.tell("the server of machine 1 is killed")
         await self.kill("1")
         await asyncio.sleep(self.beat)
         self.tell("it is back")
         await self.bring_back("1")
         await asyncio.sleep(self.beat)
+        await self.answered("back", self.crowd.count // 3)
         self.tell("machine 2 is drained")
         totals = await self.drain("2")
         await asyncio.sleep(self.beat)
@@ -365,7 +374,8 @@ def curves(clients, at):
 def measure(algorithm, crowd, stay, beat, tell):
     """Plays it once. Returns the results and the curves."""
     with contextlib.ExitStack() as stack:
-        play, clients = Play(algorithm, beat, tell, stack), Crowd(crowd, stay)
+        clients = Crowd(crowd, stay)
+        play = Play(algorithm, clients, beat, tell, stack)
         try:
             totals = asyncio.run(clients.stay_during(play))
         except ConnectionError as error:

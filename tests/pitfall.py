@@ -46,7 +46,7 @@ def apply(diff, folder):
 
 
 def build_broken(name, where, build):
-    """Copies the files of its day to BUILD/WHERE/NAME, puts the bug in, and builds them."""
+    """Copies the files of its day to BUILD/WHERE/NAME, puts the bug in, and builds the program that the test runs."""
     assert not os.path.isabs(os.environ.get("BUILD", "")), "BUILD must be a folder of the project"
     copy, (fields, diff) = BUILD / where / name, read(name)
     shutil.rmtree(copy, ignore_errors=True)
@@ -54,7 +54,9 @@ def build_broken(name, where, build):
         shutil.copytree(ROOT / folder, copy / folder)
     shutil.copy(ROOT / "Makefile", copy)
     apply(diff, copy)
-    subprocess.run(["make", "-s", "-C", copy, "BUILD=%s" % build, "programs"], check=True,
+    program = "two_servers" if "two_servers" in fields["Test"] else "server"
+    subprocess.run(["make", "-s", "-C", copy, "BUILD=%s" % build, "%s/day%02d/%s" % (build, int(fields["Day"]), program)],
+                   check=True,
                    env={"CFLAGS": "-O0", **os.environ})
 
 

@@ -458,9 +458,11 @@ def test_interrupted(tmp_path):
 
 # ---- make figures
 
-def has_matplotlib():
-    return any(subprocess.run([python, "-c", "import matplotlib"], capture_output=True, check=False).returncode == 0
-               for python in (sys.executable, "/usr/bin/python3") if shutil.which(python))
+@pytest.fixture(scope="module")
+def matplotlib():
+    if not any(subprocess.run([python, "-c", "import matplotlib"], capture_output=True, check=False).returncode == 0
+               for python in (sys.executable, "/usr/bin/python3") if shutil.which(python)):
+        pytest.skip("matplotlib is missing")
 
 
 def draw(folder, **environment):
@@ -468,7 +470,7 @@ def draw(folder, **environment):
                           check=False, timeout=PATIENCE, env={**os.environ, **environment})
 
 
-@pytest.mark.skipif(not has_matplotlib(), reason="matplotlib is missing")
+@pytest.mark.usefixtures("matplotlib")
 def test_make_figures(tmp_path):
     """It draws the figures for which there are data, and names the command for the others."""
     shutil.copy(FOLDER / "switches.json", tmp_path)
@@ -481,7 +483,7 @@ def test_make_figures(tmp_path):
     assert "#000000" not in text and "#ffffff" not in text  # for dark pages, and light ones
 
 
-@pytest.mark.skipif(not has_matplotlib(), reason="matplotlib is missing")
+@pytest.mark.usefixtures("matplotlib")
 def test_make_figures_of_a_bench_without_redis_benchmark(tmp_path):
     data = {**DATA["bench"], "figures": {**DATA["bench"]["figures"], "cpu": {}}}
     (tmp_path / "bench.json").write_text(json.dumps(data))
