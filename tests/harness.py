@@ -430,10 +430,11 @@ def status_of(pid):
 
 
 def wait_until(condition, what, patience=PATIENCE):
-    end = time.monotonic() + patience
+    end, nap = time.monotonic() + patience, 0.002
     while not condition():
         assert time.monotonic() < end, "waited %g s in vain for %s" % (patience, what)
-        time.sleep(0.002)
+        time.sleep(nap)
+        nap = min(1.05 * nap, 0.05)  # what takes long may take a twentieth more
 
 
 def receive(sock, length):

@@ -45,7 +45,7 @@ os.setsid()
 if os.fork(): os._exit(0)
 for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(sig, signal.SIG_IGN)
 if os.fork() == 0:
-    while True: os.write(1, bytes(65536))
+    while True: os.write(1, bytes(65536)); time.sleep(0.001)
 """
 
 # Has a thread that burns a core for so many seconds after the last bytes came.

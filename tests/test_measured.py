@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from statistics import median
@@ -339,7 +340,11 @@ def test_uring_has_fewer_buffers_than_its_clients_need(launch, uring):
     something when the server comes to look: all of them get their own bytes, the latter at once."""
     server = launch([uring, "0"]).listening()
     server.ours = False  # it ends by a signal, and says so
-    deaf = [server.connect(receive_buffer=4096, segment=500) for _ in range(70)]
+    deaf = [server.connect(receive_buffer=4096) for _ in range(70)]
+    for sock in deaf:
+        with server.server_end(sock) as end:
+            for buffer in sock, end:
+                buffer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # little is enough to fill it
     socks = [server.connect() for _ in range(200)]
     filled = [server.fill(sock) for sock in deaf]
     server.pause()
