@@ -7,6 +7,11 @@ PORT    ?= 8888
 ARGS    ?= -v
 QUIET   := $(if $(V),,@)
 TESTS   := tests/run -q tests --processes 8
+PYTHON  ?= python3
+
+# What Python compiles of the tests is kept with the rest of what is built, for the next time.
+export PYTHONPYCACHEPREFIX ?= $(CURDIR)/build/pycache
+unexport PYTHONDONTWRITEBYTECODE
 
 # make SAN=1 …: with AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of its own.
 ifdef SAN
@@ -71,7 +76,7 @@ day  = $(lastword $(subst -, ,$@))
 tree = $(BUILD)/steps/$(day)/$(STEP)
 
 $(DAYS):
-	@tests/book/steps.py $(day) $(STEP) $(tree)
+	@$(PYTHON) tests/book/steps.py $(day) $(STEP) $(tree)
 	@$(MAKE) -s -C $(tree) STEP= BUILD=build programs
 	@$(if $(filter $@,$(MAKECMDGOALS)),echo "step $(STEP) of $(day) is built. To run it: make run-$(day) STEP=$(STEP)")
 
@@ -82,8 +87,8 @@ $(DAYS:%=test-%): test-%: %
 	@BUILD=$(tree)/build $(TESTS) --step $(day)/$(STEP)
 
 $(DAYS:%=diff-%):
-	@tests/book/steps.py $(day) $$(($(STEP) - 1)) $(BUILD)/steps/$(day)/$$(($(STEP) - 1))
-	@tests/book/steps.py $(day) $(STEP) $(tree)
+	@$(PYTHON) tests/book/steps.py $(day) $$(($(STEP) - 1)) $(BUILD)/steps/$(day)/$$(($(STEP) - 1))
+	@$(PYTHON) tests/book/steps.py $(day) $(STEP) $(tree)
 	@cd $(BUILD)/steps/$(day) && \
 	    diff -ruN --color=auto -x build -x Makefile $$(($(STEP) - 1)) $(STEP) || [ $$? = 1 ]
 else
@@ -112,32 +117,32 @@ $(DAYS:%=test-%): test-%: programs ## test-dayNN: run the tests of a day
 endif
 
 steps: ## steps: list the steps of each day; dayNN, run-dayNN, test-dayNN and diff-dayNN take STEP=N
-	@tests/book/steps.py
+	@$(PYTHON) tests/book/steps.py
 
 herd: $(BUILD)/day05/herd ## herd [WORKERS=10] [CONNECTIONS=100] [DELAY=0] [WAY=epoll]: count the workers that the kernel wakes
-	@tests/herd.py $(if $(WORKERS),--workers $(WORKERS)) $(if $(CONNECTIONS),--connections $(CONNECTIONS)) \
+	@$(PYTHON) tests/herd.py $(if $(WORKERS),--workers $(WORKERS)) $(if $(CONNECTIONS),--connections $(CONNECTIONS)) \
 	    $(if $(DELAY),--delay $(DELAY)) $(if $(WAY),--way $(WAY))
 
 switches: $(BUILD)/bench/forking $(BUILD)/day03/server ## switches: count the context switches of a process per client, and of one epoll loop
-	@tests/switches.py
+	@$(PYTHON) tests/switches.py
 
 bench: programs ## bench [QUICK=1]: compare our servers with libev, libuv, libevent and io_uring (five minutes)
-	@tests/bench.py $(if $(QUICK),--quick)
+	@$(PYTHON) tests/bench.py $(if $(QUICK),--quick)
 
 scale: programs ## scale [QUICK=1]: measure what idle clients cost, with select and with epoll (two minutes)
-	@tests/scale.py $(if $(QUICK),--quick)
+	@$(PYTHON) tests/scale.py $(if $(QUICK),--quick)
 
 modes: programs ## modes [QUICK=1]: compare day 5's modes, also when a worker hangs or dies (four minutes)
-	@tests/modes.py $(if $(QUICK),--quick)
+	@$(PYTHON) tests/modes.py $(if $(QUICK),--quick)
 
 kernels: ## kernels [QUICK=1]: run the laboratory on the kernels of Debian 11 to sid, in an emulator (three minutes)
-	@tests/kernels.py $(if $(QUICK),--quick)
+	@$(PYTHON) tests/kernels.py $(if $(QUICK),--quick)
 
 balance: $(BUILD)/day05/server ## balance [QUICK=1]: run day 5 on three machines behind HAProxy, as root (two minutes)
-	@tests/balance.py $(if $(QUICK),--quick)
+	@$(PYTHON) tests/balance.py $(if $(QUICK),--quick)
 
 figures: ## figures [FROM=build/measured]: draw the results of herd, switches, scale, bench, modes and balance
-	@tests/figures.py $(FROM)
+	@$(PYTHON) tests/figures.py $(FROM)
 
 test: programs ## test: run all tests, except those of the book
 	@$(TESTS) -m "not book"
@@ -146,7 +151,7 @@ test-book: programs ## test-book: type every session of the notes, run each step
 	@$(TESTS) -m book
 
 book: ## book: make a site of the notes, with the code of each step next to them, in build/book
-	@tests/book/page.py $(BUILD)/book
+	@$(PYTHON) tests/book/page.py $(BUILD)/book
 
 check: ## check SERVER='./mine {port}' [DAY=1] [TEST=bytes] [TRACE=1]: say which promises your own server keeps, in any language
 	@[ -n "$(SERVER)" ] || { echo "check: which one? make check SERVER='./mine {port}'"; exit 2; }
@@ -154,16 +159,16 @@ check: ## check SERVER='./mine {port}' [DAY=1] [TEST=bytes] [TRACE=1]: say which
 	    --server '$(SERVER)' $(if $(DAY),--day $(DAY)) $(if $(TEST),-k '$(TEST)')
 
 exercise-%: ## exercise-2.1: say what to do, make mine/2.1/ to do it in, build what is there, say what is missing
-	@COMPILE='$(CC) -std=gnu11 -pthread $(WARNING) $(CFLAGS) $(SANITIZE)' LDFLAGS='$(LDFLAGS)' tests/exercises.py $*
+	@COMPILE='$(CC) -std=gnu11 -pthread $(WARNING) $(CFLAGS) $(SANITIZE)' LDFLAGS='$(LDFLAGS)' $(PYTHON) tests/exercises.py $*
 
 exercises: ## exercises: list them, three for each day
-	@tests/exercises.py
+	@$(PYTHON) tests/exercises.py
 
 pitfall-%: programs ## pitfall-NAME [TRACE=1]: put one bug into a server; see its symptom, cause and cure, and the test that catches it
-	@TRACE=$(TRACE) python3 tests/pitfall.py $*
+	@TRACE=$(TRACE) $(PYTHON) tests/pitfall.py $*
 
 pitfalls: ## pitfalls: list these bugs
-	@python3 tests/pitfall.py
+	@$(PYTHON) tests/pitfall.py
 
 SOURCES := $(wildcard common/*.[ch] day0*/*.[ch] tests/bench/*.[ch] tests/kernels/*.c)
 

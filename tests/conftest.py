@@ -52,7 +52,7 @@ def pytest_configure(config):
     # Started in the background of a shell we would ignore SIGINT (sh(1)), and so would all that we start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     use_all_descriptors()
-    os.environ["PYTHON"] = sys.executable  # for tests/run, if a test calls it: it need not look again
+    os.environ["PYTHON"] = sys.executable  # for what tests start with make or tests/run: they need not look for one
     # What a test measures must not replace what the reader has measured.
     os.environ["MEASURED"] = str(BUILD / "tests" / "measured")
     if config.option.server:
