@@ -427,13 +427,12 @@ class Run:
 
 
 def result(server, call, error, when):
-    """None, or what went wrong."""
+    """None, or what went wrong. What strace had no time for has not happened, and is begun again."""
     for _ in range(3):
         run = Run(server, call, error, when)
         wrong = run.verdict()
         if not isinstance(wrong, Untraced):
             break
-        open("/tmp/lead/untraced","a").write(str(run)+"\n")
     return wrong and "%s: %s\n    exit status %d; stderr: %s" % (
         run, wrong, run.process.returncode, " | ".join(run.err) or "nothing")
 
