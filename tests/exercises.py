@@ -612,6 +612,7 @@ def reload(it):
             wait_until(lambda: len(set(server.processes()) - {parent, *old}) == 2, "two new workers")
         with otherwise("an old worker that has no clients does not end"):
             wait_until(lambda: len(server.processes()) <= 4, "its end")
+        server.settle()  # the other one has heard of it, too
         hello(server, "a client that is there at SIGHUP is no longer served", sock)
         sock.close()
         with otherwise("an old worker whose last client has left does not end"):

@@ -56,6 +56,7 @@ READER = {name: value for name, value in os.environ.items()
                         "MEASURED")}
 READER["CFLAGS"] = "-O0"  # built sooner; a hundred steps are
 
+MUCH = 1 << 20  # characters: more than a program prints that prints no more than it should
 PORT = "8888"  # in the notes; the copy of the tree has another one, which is free
 
 
@@ -94,8 +95,8 @@ class Terminal:
 
     prompt = "\x02ready\x03"
 
-    def __init__(self, number, folder):
-        self.number = number
+    def __init__(self, number, folder, terminals):
+        self.number, self.terminals = number, terminals
         master, slave = pty.openpty()
         tty.setraw(slave, termios.TCSANOW)  # no echo, no line editing
         flags = termios.tcgetattr(slave)
@@ -115,7 +116,6 @@ class Terminal:
         self.loose = False  # a line of ... is the last that the notes show of it
         self.last = None  # the action that what it prints follows from,
         self.told = 0  # and how much of seen has been added to what came of an action
-        self.await_prompt("a shell")
 
     def serves(self):
         return bool(self.running and SERVER.match(self.running))
@@ -133,13 +133,17 @@ class Terminal:
         return there
 
     def wait(self, condition):
-        """Until condition() is true; whether it came to that. As long as it prints it gets more time, but not for ever."""
+        """Until condition() is true; whether it came to that. As long as it prints it gets more time, but not for ever.
+        Meanwhile the others print, too: what nobody reads would stop them in the end."""
         end, at_last = time.monotonic() + PATIENCE, time.monotonic() + 5 * PATIENCE
         while not condition():
             if time.monotonic() > min(end, at_last):
                 return False
-            if self.read(0.05):
-                end = time.monotonic() + PATIENCE
+            listened = {each.master: each for each in self.terminals.values() if len(each.seen) < MUCH or each is self}
+            for master in select.select(list(listened), [], [], 0.05)[0]:
+                listened[master].read(0)
+                if master == self.master:
+                    end = time.monotonic() + PATIENCE
         return True
 
     def record(self):
@@ -219,7 +223,8 @@ class Typist:
 
     def terminal(self, number):
         if number not in self.terminals:
-            self.terminals[number] = Terminal(number, self.folder)
+            self.terminals[number] = Terminal(number, self.folder, self.terminals)
+            self.terminals[number].await_prompt("a shell")
         return self.terminals[number]
 
     def settle(self):
