@@ -231,9 +231,10 @@ def test_a_client_that_sends_without_end_starves_nobody(server):
 @ours
 @since(2)
 def test_nor_if_it_is_faster_than_the_server(start, strace):
-    """Each recv takes 10 ms, so that the next bytes are there before the last are echoed."""
-    server = start(wrapper=strace("recvfrom:delay_enter=10000"))
-    with greedy_client(server):
+    """Each recv takes 30 ms, and there is enough for seconds of them, before the last bytes are echoed."""
+    server = start(wrapper=strace("recvfrom:delay_enter=30000"))
+    with greedy_client(server) as greedy:
+        wait_until(lambda: on_the_way(greedy) > MIB, "1 MiB to be on its way to the server")
         for _ in range(3):
             with server.connect() as sock:
                 sock.settimeout(min(5, PATIENCE))
@@ -309,13 +310,18 @@ def greedy_client(server):
     reader = subprocess.Popen(["cat"], stdin=sock, stdout=subprocess.DEVNULL)
     HELPERS.update((sender.pid, reader.pid))
     try:
-        yield
+        yield sock
     finally:
         for process in (sender, reader):
             process.kill()
             process.wait()
             HELPERS.remove(process.pid)
         reset(sock)
+
+
+def on_the_way(sock):
+    """Bytes that the client has sent, and that the server has not read."""
+    return row_of(sock, server_side=False)[1] + row_of(sock, server_side=True)[2]
 
 
 # ---- Nothing spins
