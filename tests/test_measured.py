@@ -342,6 +342,7 @@ def test_uring_has_fewer_buffers_than_its_clients_need(launch, uring):
     server.ours = False  # it ends by a signal, and says so
     deaf = [server.connect(receive_buffer=4096) for _ in range(70)]
     for sock in deaf:
+        assert server.echoes(sock)  # so the server has accepted it
         with server.server_end(sock) as end:
             for buffer in sock, end:
                 buffer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # little is enough to fill it
