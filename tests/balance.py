@@ -186,14 +186,14 @@ class Crowd:
 class Play:
     """What happens to the machines, and when."""
 
-    def __init__(self, algorithm, crowd, beat, check, tell, stack):
+    def __init__(self, algorithm, crowd, beat, tell, stack):
         self.crowd, self.beat, self.tell, self.stack, self.at = crowd, beat, tell, stack, {}
         self.machines, here = new_machines(stack)
         self.servers = {name: self.start_server(name) for name in MACHINES}
         for server in self.servers.values():
             server.wait_out("^listening on ")
         self.haproxy = self.keep(Server(["haproxy", "-db", "-f", ROOT / "tests" / "balance.cfg"],
-                                        env={"BALANCE": algorithm, "CHECK": check}, prepare=inside(here)))
+                                        env={"BALANCE": algorithm}, prepare=inside(here)))
         wait_until(self.haproxy_answers, "HAProxy")
 
     def keep(self, server):
@@ -378,11 +378,11 @@ def curves(clients, at):
     }
 
 
-def measure(algorithm, crowd, stay, beat, check, tell):
+def measure(algorithm, crowd, stay, beat, tell):
     """Plays it once. Returns the results and the curves."""
     with contextlib.ExitStack() as stack:
         clients = Crowd(crowd, stay)
-        play = Play(algorithm, clients, beat, check, tell, stack)
+        play = Play(algorithm, clients, beat, tell, stack)
         try:
             totals = asyncio.run(clients.stay_during(play))
         except ConnectionError as error:
@@ -448,12 +448,13 @@ def run():
     if reason:
         sys.exit("balance: " + reason)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # with which asyncio knows how to end
+    rounds, crowd, stay, beat = (1, 60, (0.6, 1.8), 0.5) if quick else (3, 300, (1, 3), 2)
     # With QUICK HAProxy has more patience: a machine that is busy with other things is not to be taken for a dead one.
-    rounds, crowd, stay, beat, check = (1, 60, (0.6, 1.8), 0.5, "600ms") if quick else (3, 300, (1, 3), 2, "200ms")
+    os.environ["CHECK"] = "600ms" if quick else "200ms"
     figures, first = {name: [] for name in ALGORITHMS}, {}
     for number in range(rounds):
         for name in ALGORITHMS:
-            found, lines = measure(name, crowd, stay, beat, check, lambda text, name=name: progress(
+            found, lines = measure(name, crowd, stay, beat, lambda text, name=name: progress(
                 "round %d of %d, %s: %s" % (number + 1, rounds, name, text)))
             figures[name].append(found)
             first.setdefault(name, lines)

@@ -142,7 +142,10 @@ class Server:
 
     def _tasks(self, name):
         """What /proc says in the file of that name, for each thread that is still there."""
-        return of_threads(self.family(), name)
+        for pid, threads in self.family().items():
+            for thread in threads:
+                with contextlib.suppress(OSError):
+                    yield read_proc("%d/task/%s/%s" % (pid, thread, name))
 
     def cpu(self):
         """Seconds of CPU that it has used."""
@@ -151,7 +154,11 @@ class Server:
     def clock(self):
         """Seconds, of which only differences mean something. Those in which its threads, we or a tracer were ready to
         run, but had to wait for a core, do not count."""
-        self._waits = max(self._waits, waited(self.pid, self.family()))  # one that has ended has waited all the same
+        found = [*self._tasks("schedstat"), read_proc("thread-self/schedstat")]
+        with contextlib.suppress(OSError):  # it has ended, or there is no tracer, which is number 0
+            found.append(read_proc(re.search(r"TracerPid:\s+(\d+)", status_of(self.pid))[1] + "/schedstat"))
+        waits = sum(int(text.split()[1]) for text in found) / 1e9
+        self._waits = max(self._waits, waits)  # a process that has ended has waited all the same
         return time.monotonic() - self._waits
 
     def cpu_share(self, seconds=0.2):
@@ -396,22 +403,6 @@ def family(pid):
             if "State:\tZ" not in status_of(pid):
                 found[pid] = threads
     return found
-
-
-def of_threads(processes, name):
-    """What /proc says in the file of that name, for each of {pid: threads} that is still there."""
-    for pid, threads in processes.items():
-        for thread in threads:
-            with contextlib.suppress(OSError):
-                yield read_proc("%d/task/%s/%s" % (pid, thread, name))
-
-
-def waited(pid, processes):
-    """Seconds in which these processes, the tracer of one, or we were ready to run, but had to wait for a core."""
-    found = [*of_threads(processes, "schedstat"), read_proc("thread-self/schedstat")]
-    with contextlib.suppress(OSError):  # it has ended, or there is no tracer, which is number 0
-        found.append(read_proc(re.search(r"TracerPid:\s+(\d+)", status_of(pid))[1] + "/schedstat"))
-    return sum(int(text.split()[1]) for text in found) / 1e9
 
 
 def read_proc(name):

@@ -55,8 +55,8 @@ def build_broken(name, where, build):
     shutil.copy(ROOT / "Makefile", copy)
     apply(diff, copy)
     program = "two_servers" if "two_servers" in fields["Test"] else "server"
-    subprocess.run(["make", "-s", "-C", copy, "BUILD=%s" % build, "%s/day%02d/%s" % (build, int(fields["Day"]), program)],
-                   check=True,
+    target = "%s/day%02d/%s" % (build, int(fields["Day"]), program)
+    subprocess.run(["make", "-s", "-C", copy, "BUILD=%s" % build, target], check=True,
                    env={"CFLAGS": "-O0", **os.environ})
 
 

@@ -231,7 +231,8 @@ def test_a_client_that_sends_without_end_starves_nobody(server):
 @ours
 @since(2)
 def test_nor_if_it_is_faster_than_the_server(start, strace):
-    """Each recv takes 30 ms, and there is enough for seconds of them, before the last bytes are echoed."""
+    """Each recv takes 30 ms, and bytes for half a second of that are on the way: the next are there before the last are
+    echoed."""
     server = start(wrapper=strace("recvfrom:delay_enter=30000"))
     with greedy_client(server) as greedy:
         wait_until(lambda: on_the_way(greedy) > MIB, "1 MiB to be on its way to the server")
