@@ -120,6 +120,10 @@ class Terminal:
     def serves(self):
         return bool(self.running and SERVER.match(self.running))
 
+    def has_begun(self):
+        """Whether what was typed last runs in the foreground, or has ended: the shell may not have looked yet."""
+        return os.tcgetpgrp(self.master) != self.shell.pid or self.prompt in self.seen
+
     def type(self, text):
         os.write(self.master, text.encode())
 
@@ -250,6 +254,7 @@ class Typist:
             self.settle()
             terminal.type(self.ours(step.text) + "\n")
             terminal.running = step.text
+            assert terminal.wait(terminal.has_begun), "%s: terminal %d does not begin with it" % (where, terminal.number)
         elif step.what == ">":
             self.settle()
             terminal.record()
